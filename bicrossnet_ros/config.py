@@ -77,7 +77,7 @@ class CameraConfig:
         180,
     )
     mount_pitch_deg: float = parameter(
-        0.0, 'camera pitch; 0 straight down, positive looks forward', -90, 90
+        0.0, 'camera pitch; 0 straight down, positive looks towards the image top', -90, 90
     )
     mount_yaw_deg: float = parameter(
         0.0, 'direction of the image top, clockwise from the nose', -180, 360
@@ -128,6 +128,9 @@ class RegistrationConfig:
         True, 'align with the map; without it the best tile centre is the position'
     )
     max_windows: int = parameter(8, 'map windows around the best tiles that are tried', 1, 100)
+    fallback_windows: int = parameter(
+        40, 'more windows tried, in the order of similarity, when those give nothing', 0, 1000
+    )
     max_features: int = parameter(1500, 'SIFT features per image', 100, 20000)
     ratio: float = parameter(0.8, "Lowe's ratio test", 0.3, 0.99)
     threshold_m: float = parameter(
@@ -137,6 +140,41 @@ class RegistrationConfig:
     min_inlier_share: float = parameter(0.15, 'share of inliers below which it is refused', 0, 1)
     max_scale_error: float = parameter(
         0.35, 'deviation of the scale from the expected one beyond which it is refused', 0.01, 10
+    )
+    max_heading_error_deg: float = parameter(
+        90.0, 'deviation from a known heading beyond which it is refused', 1, 180
+    )
+    min_lead: float = parameter(
+        2.0, 'times the inliers of the best place elsewhere that a fix needs', 1, 100
+    )
+    cached_blocks: int = parameter(
+        256, 'map blocks whose features are kept in memory (about 0.3 MB each)', 4, 100000
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class IntegrityConfig:
+    """How large the reported covariance is."""
+
+    map_accuracy_m: float = parameter(
+        -1.0,
+        '1-sigma accuracy of the map per axis, added to the covariance; '
+        'negative: as the gallery says, 0: positions relative to the map',
+        -1,
+        1000,
+    )
+    inflation: float = parameter(
+        3.0, 'factor on the 1-sigma that the residuals of the registration suggest', 1, 100
+    )
+    min_sigma_m: float = parameter(0.1, 'smallest 1-sigma per axis ever reported', 0.001, 100)
+    attitude_sigma_deg: float = parameter(
+        5.0, '1-sigma error of the roll and pitch that come with a frame', 0.1, 45
+    )
+    unknown_tilt_deg: float = parameter(
+        10.0, '1-sigma of the camera off the vertical when the attitude is unknown', 0.1, 45
     )
 
     def __post_init__(self) -> None:
@@ -150,10 +188,11 @@ class LocalizerConfig:
     camera: CameraConfig = field(default_factory=CameraConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    integrity: IntegrityConfig = field(default_factory=IntegrityConfig)
 
 
 def load_config(path: str | Path) -> LocalizerConfig:
-    """Read a YAML file whose sections are `camera`, `retrieval` and `registration`.
+    """Read a YAML file whose sections are the fields of `LocalizerConfig`.
 
     Raises
     ------
@@ -172,10 +211,8 @@ def load_config(path: str | Path) -> LocalizerConfig:
 
 def config_from_dict(data: Any, *, source: str = 'configuration') -> LocalizerConfig:
     """Make a `LocalizerConfig` from nested dictionaries; missing keys keep their defaults."""
-    sections = {
-        'camera': CameraConfig,
-        'retrieval': RetrievalConfig,
-        'registration': RegistrationConfig,
+    sections: dict[str, Any] = {
+        item.name: item.default_factory for item in dataclasses.fields(LocalizerConfig)
     }
     check_keys(data, sections, source)
     return LocalizerConfig(
