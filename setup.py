@@ -1,0 +1,102 @@
+"""Metadata of the package for pip and for colcon alike (it stands here, not in pyproject.toml:
+the setuptools of ROS 2 Humble cannot read a [project] table)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'bicrossnet_ros'
+HERE = Path(__file__).resolve().parent
+
+VERSION = re.search(
+    r"^__version__ = '([^']+)'", (HERE / NAME / '__init__.py').read_text(encoding='utf-8'), re.M
+).group(1)
+
+
+def shared(folder: str, pattern: str, *, to: str = '') -> tuple:
+    """One entry of data_files: files of `folder` for share/NAME/`to` (default: the same name)."""
+    files = [str(path.relative_to(HERE)) for path in sorted((HERE / folder).glob(pattern))]
+    return f'share/{NAME}/{to or folder}', files
+
+
+# The real ROS 2, as wheels: x86-64 Linux only. On any other machine, and wherever a ROS 2
+# installation is sourced, that one is used and this extra must not be installed.
+ON_PC = '; platform_machine == "x86_64" and sys_platform == "linux"'
+ROS_WHEELS = [
+    'ros-rclpy==9.1.2',
+    'ros-rmw-fastrtps-cpp==9.3.3',
+    'ros-diagnostic-msgs==5.5.1',
+    'ros-geometry-msgs==5.5.1',
+    'ros-lifecycle-msgs==2.3.0',
+    'ros-nav-msgs==5.5.1',
+    'ros-rosgraph-msgs==2.3.0',
+    'ros-sensor-msgs==5.5.1',
+    'ros-std-srvs==5.5.1',
+    'ros-visualization-msgs==5.5.1',
+]
+
+setup(
+    name=NAME,
+    version=VERSION,
+    description='Where a drone is, from what its camera sees: binary retrieval over a map, for ROS 2',
+    long_description=(
+        'A ROS 2 node that finds the position of a downward-looking camera in a georeferenced '
+        'map with a binary neural network, a FAISS gallery and image registration, and says '
+        'plainly when it cannot.'
+    ),
+    license='Apache-2.0',
+    author='BiCrossNet-ROS authors',
+    maintainer='BiCrossNet-ROS authors',
+    maintainer_email='maintainers@bicrossnet-ros.invalid',
+    packages=find_packages(include=[NAME, f'{NAME}.*', 'gallery_builder', 'gallery_builder.*']),
+    package_data={
+        NAME: ['py.typed', 'models/*.safetensors', 'models/*.json'],
+        'gallery_builder': ['py.typed'],
+    },
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
+        (f'share/{NAME}', ['package.xml']),
+        shared('launch', '*.launch.py'),
+        shared('config', '*.yaml'),
+        shared('config', '*.xml'),
+        shared('config/flights', '*.yaml'),
+    ],
+    python_requires='>=3.10',
+    install_requires=[
+        'numpy>=1.21',
+        # The same cv2 module as opencv-python without its GUI: needs no libGL on a bare board.
+        'opencv-python-headless>=4.5.4',
+        'faiss-cpu>=1.7.2',
+        'onnxruntime>=1.16',  # opset 18 with IR 9 and later
+        'onnx>=1.14',
+        'pyproj>=3.3',
+        'safetensors>=0.3.1',
+        'PyYAML>=5.4',
+    ],
+    extras_require={
+        'ros': [wheel + ON_PC for wheel in ROS_WHEELS],
+        'builder': ['rasterio>=1.3', 'tqdm>=4.60'],
+        'training': ['torch==2.13.0'],
+        'bag': ['rosbags>=0.11'],
+        'test': ['pytest>=7', 'hypothesis>=6.60'],
+        'dev': [
+            'ruff',
+            'mypy',
+            'import-linter',
+            'catkin_pkg',
+            'colcon-common-extensions; sys_platform == "linux"',
+            'ros-ament-package' + ON_PC,
+            'setuptools<80',  # colcon calls `setup.py develop`, which later ones no longer have
+        ],
+    },
+    entry_points={
+        'console_scripts': [
+            f'geolocalizer = {NAME}.nodes.geolocalizer:main',
+            f'flight_player = {NAME}.nodes.flight_player:main',
+            f'bicrossnet-replay = {NAME}.replay:main',
+            'bicrossnet-gallery = gallery_builder.__main__:main',
+        ],
+    },
+    zip_safe=False,
+)
