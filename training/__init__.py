@@ -1,0 +1,1 @@
+"""Training of the retrieval network: PyTorch models, data, loops and export; never installed on the vehicle."""
