@@ -122,7 +122,8 @@ def _choose_topics(
                 f'{path}: {len(fitting)} topics fit {kind}: {sorted(fitting)}; '
                 f'choose one under `topics` in a flight.yaml'
             )
-        chosen.update({kind: topic for topic in fitting})
+        if fitting:
+            chosen[kind] = fitting[0]
     if 'image' not in chosen:
         raise FlightError(f'{path}: no topic with images; the bag has {types}')
     return chosen
