@@ -129,7 +129,7 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     model.clamp_parameters()
-    return float(value)
+    return float(value.detach())
 
 
 @torch.no_grad()

@@ -1,0 +1,123 @@
+"""Export a checkpoint to the model file that flies.
+
+    python -m training.export OUT/final.pt --out bnext_nano_96.safetensors
+    python -m training.export --untrained nano --input-px 96 --out untrained.safetensors
+
+Beside the model file stands its training record, ``NAME.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bicrossnet_ros.engine.architecture import float_shapes, packed_shapes
+from bicrossnet_ros.engine.bits import pack_weights
+from bicrossnet_ros.engine.model_file import ARCHITECTURE, Model, ModelMetadata, write_model
+from bicrossnet_ros.errors import BiCrossNetError, ModelError
+from bicrossnet_ros.preprocess import Preprocessing
+from training.checkpoint import git_revision, load_checkpoint
+from training.models import CHANNELS, BNext, make_bnext
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def model_tensors(network: BNext) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a network under the names and shapes of the model file."""
+    state = {key: value.detach().cpu().numpy() for key, value in network.state_dict().items()}
+    channels = network.channels
+    tensors: dict[str, NDArray[Any]] = {
+        name: pack_weights(state[name.removesuffix('bits') + 'weight'])
+        for name in packed_shapes(channels)
+    }
+    for name, shape in float_shapes(channels).items():
+        tensors[name] = state[name].astype(np.float32).reshape(shape)
+    return tensors
+
+
+def make_model(
+    network: BNext, *, name: str, input_px: int, training: dict[str, Any]
+) -> Model:
+    """Pack a network with its metadata."""
+    metadata = ModelMetadata(
+        name=name,
+        architecture=ARCHITECTURE,
+        channels=network.channels,
+        embedding_dim=network.feature_dim,
+        preprocessing=Preprocessing(input_px, input_px),
+        training=training,
+    )
+    return Model(metadata, model_tensors(network))
+
+
+def from_checkpoint(path: Path, *, name: str, record: dict[str, Any]) -> Model:
+    """Pack the network of a checkpoint; `record` is added to its training record."""
+    state = load_checkpoint(path)
+    config = state['config']
+    network = make_bnext(config['model'])
+    network.load_state_dict(state['model'])
+    pairs = config['scenes_per_step'] * config['places_per_scene']
+    training = {
+        **record,
+        'recipe': 'symmetric InfoNCE between two augmented views of one place (training.train)',
+        'config': config,
+        'seed': config['seed'],
+        'git_revision': state['git_revision'],
+        'steps': state['step'],
+        'images_seen': state['step'] * pairs * 2,
+        'validation': state['figures'],
+    }
+    return make_model(network, name=name, input_px=config['input_px'], training=training)
+
+
+def untrained(size: str, *, name: str, input_px: int, seed: int) -> Model:
+    """Pack a freshly initialised network: the baseline that training must beat."""
+    torch.manual_seed(seed)
+    training = {'recipe': 'untrained', 'seed': seed, 'git_revision': git_revision()}
+    return make_model(make_bnext(size), name=name, input_px=input_px, training=training)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog='python -m training.export', description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('checkpoint', type=Path, nargs='?', help='checkpoint.pt or final.pt')
+    source.add_argument('--untrained', choices=CHANNELS, help='export random weights instead')
+    parser.add_argument('--out', type=Path, required=True, help='NAME.safetensors')
+    parser.add_argument('--input-px', type=int, default=96, help='with --untrained')
+    parser.add_argument('--seed', type=int, default=0, help='with --untrained')
+    parser.add_argument('--data', default='', help='what the data was, for the training record')
+    parser.add_argument('--licence', default='', help='its licence, for the training record')
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.suffix != '.safetensors':
+            raise ModelError(f'{options.out}: expected a name that ends in .safetensors')
+        name = options.out.stem
+        if options.untrained:
+            model = untrained(
+                options.untrained, name=name, input_px=options.input_px, seed=options.seed
+            )
+        else:
+            record = {'data': options.data, 'licence': options.licence}
+            model = from_checkpoint(options.checkpoint, name=name, record=record)
+        write_model(options.out, model)
+    except BiCrossNetError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    record_text = json.dumps(model.metadata.training, indent=2, sort_keys=True)
+    options.out.with_suffix('.json').write_text(record_text + '\n')
+    print(f'{options.out}: {options.out.stat().st_size / 1e6:.2f} MB')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
