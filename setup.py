@@ -39,7 +39,7 @@ ROS_WHEELS = [
 setup(
     name=NAME,
     version=VERSION,
-    description='Where a drone is, from what its camera sees: binary retrieval over a map, for ROS 2',
+    description='Where a drone is, from what its camera sees; for ROS 2',
     long_description=(
         'A ROS 2 node that finds the position of a downward-looking camera in a georeferenced '
         'map with a binary neural network, a FAISS gallery and image registration, and says '

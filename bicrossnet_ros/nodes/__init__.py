@@ -1,0 +1,1 @@
+"""Thin ROS 2 shells around the localizer: parameters, quality of service, messages."""

@@ -1,0 +1,316 @@
+"""The node `geolocalizer`: camera frames in, positions or reasons for none out.
+
+A lifecycle node. Configuring loads model and gallery, activating subscribes. One thread works on
+frames; images wait in a mailbox with a single slot, so that a slow computer skips frames and never
+works on an old one. Topics, services and parameters: docs/ros_interface.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import traceback
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    Imu,
+    NavSatFix,
+    Range,
+)
+from std_srvs.srv import Trigger
+
+from bicrossnet_ros.errors import BiCrossNetError
+from bicrossnet_ros.nodes.diagnostics import LEVELS, fill_status
+from bicrossnet_ros.nodes.health import Health
+from bicrossnet_ros.nodes.mailbox import Mailbox
+from bicrossnet_ros.nodes.parameters import NodeParameters, all_parameters
+from bicrossnet_ros.nodes.pipeline import Pipeline
+from bicrossnet_ros.nodes.publishers import BEST_EFFORT, RELIABLE, EstimatePublisher, qos
+from bicrossnet_ros.types import Reason
+
+OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed everywhere
+    """See the module's description."""
+
+    def __init__(self) -> None:
+        super().__init__('geolocalizer')
+        self._declared = NodeParameters(self)
+        self._pipeline: Pipeline | None = None
+        self._is_active = False
+        self._health = Health(time.monotonic)
+        self._mailbox: Mailbox[tuple[float, Any]] = Mailbox()
+        self._worker: threading.Thread | None = None
+        self._subscriptions_made: list[Any] = []
+
+        self._outputs = EstimatePublisher(self)
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, '/diagnostics', qos(RELIABLE, 10)
+        )
+
+        # A gallery takes seconds to load: in a group of its own frames keep flowing meanwhile.
+        slow = MutuallyExclusiveCallbackGroup()
+        self.create_service(Trigger, '~/relocalize', self._on_relocalize)
+        self.create_service(Trigger, '~/reload_gallery', self._on_reload, callback_group=slow)
+        self.create_timer(1.0, self._publish_health, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        backwards = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+        )
+        self._jump = self.get_clock().create_jump_callback(
+            backwards, post_callback=self._on_time_jump
+        )
+
+    # Lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load model and gallery; stays unconfigured, with a message, when that fails."""
+        try:
+            settings, config = self._declared.read()
+            self._pipeline = Pipeline(settings, config, self._now_s)
+        except BiCrossNetError as error:
+            self.get_logger().error(f'cannot configure: {error}')
+            return FAILURE
+        except Exception:  # rclpy would swallow it
+            self.get_logger().error(f'cannot configure:\n{traceback.format_exc()}')
+            return FAILURE
+        gallery = self._pipeline.map.gallery
+        self.get_logger().info(
+            f'configured: gallery {gallery.path} ({gallery.manifest.tile_count} tiles), '
+            f'model {self._pipeline.encoder.model_id[:12]}'
+        )
+        return OK
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe and start to work."""
+        assert self._pipeline is not None
+        super().on_activate(state)  # opens the lifecycle publishers
+        self._mailbox = Mailbox()
+        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), daemon=True)
+        self._worker.start()
+        self._subscribe(self._pipeline)
+        self._is_active = True
+        return OK
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Finish the frame in hand and fall silent."""
+        self._stop()
+        super().on_deactivate(state)
+        return OK
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release model and gallery."""
+        self._release()
+        return OK
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As deactivate and cleanup."""
+        self._stop()
+        self._release()
+        return OK
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured."""
+        return self.on_shutdown(state)
+
+    def _subscribe(self, pipeline: Pipeline) -> None:
+        settings, sensors = pipeline.settings, pipeline.sensors
+        reliability = RELIABLE if settings.image_reliability == 'reliable' else BEST_EFFORT
+
+        def subscribe(kind: type, topic: str, callback: Any, depth: int = 10) -> None:
+            # Best effort listens to reliable and to best-effort publishers alike.
+            made = self.create_subscription(kind, topic, callback, qos(BEST_EFFORT, depth))
+            self._subscriptions_made.append(made)
+
+        if settings.image_transport == 'compressed':
+            kind, topic = CompressedImage, 'image/compressed'
+        else:
+            kind, topic = Image, 'image'
+        self._subscriptions_made.append(
+            self.create_subscription(kind, topic, self._on_image, qos(reliability, 1))
+        )
+        subscribe(CameraInfo, 'camera_info', sensors.add_camera_info)
+        if settings.attitude_source != 'none':
+            subscribe(Imu, 'imu', sensors.add_imu, depth=100)
+        if settings.height_source == 'range':
+            subscribe(Range, 'range', sensors.add_range)
+        if 'odom' in (settings.height_source, settings.prior_source):
+            subscribe(Odometry, 'odom', sensors.add_odometry, depth=50)
+        if settings.prior_source == 'gps':
+            subscribe(NavSatFix, 'gps/fix', sensors.add_gps)
+
+    def _stop(self) -> None:
+        self._is_active = False
+        for subscription in self._subscriptions_made:
+            self.destroy_subscription(subscription)
+        self._subscriptions_made.clear()
+        self._mailbox.close()
+        if self._worker is not None:
+            self._worker.join()
+            self._worker = None
+
+    def _release(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def stop(self) -> None:
+        """End the work in every state, before the node is destroyed."""
+        self._stop()
+        self._release()
+
+    # Frames
+
+    def _on_image(self, message: Any) -> None:
+        replaced = self._mailbox.put((time.monotonic(), message))
+        self._health.count_image(replaced=replaced)
+
+    def _work(self, mailbox: Mailbox[tuple[float, Any]]) -> None:
+        pipeline = self._pipeline
+        assert pipeline is not None
+        while (item := mailbox.take()) is not None:
+            arrived_s, message = item
+            estimate, where, trace = pipeline.process(message)
+            if trace:
+                self.get_logger().error(trace)
+            elif estimate.reason in (Reason.BAD_INPUT, Reason.STALE):
+                self.get_logger().warning(f'no fix: {estimate.detail}', throttle_duration_sec=5.0)
+            latency_ms = 1e3 * (time.monotonic() - arrived_s)
+            self._health.count_estimate(
+                estimate, latency_ms=latency_ms, is_internal_error=bool(trace)
+            )
+            # The context ends before the executor when a signal comes.
+            with contextlib.suppress(rclpy.handle.InvalidHandle):
+                self._outputs.publish(pipeline, where, estimate, message.header, latency_ms)
+
+    # Services, parameters, time, health
+
+    def _on_relocalize(self, _: Any, response: Any) -> Any:
+        if self._pipeline is None:
+            response.success, response.message = False, 'the node is not configured'
+            return response
+        self._pipeline.sensors.forget_position()
+        response.success = True
+        response.message = 'the next frame is searched for in the whole gallery'
+        return response
+
+    def _on_reload(self, _: Any, response: Any) -> Any:
+        pipeline = self._pipeline
+        if pipeline is None:
+            response.success, response.message = False, 'the node is not configured'
+            return response
+        path = self.get_parameter('gallery').value
+        try:
+            pipeline.reload_map(path)
+            response.success = True
+            response.message = f'{path}: {pipeline.map.gallery.manifest.tile_count} tiles'
+            self.get_logger().info(f'gallery reloaded: {response.message}')
+        except BiCrossNetError as error:
+            response.success = False
+            response.message = f'the gallery in use stays: {error}'
+            self.get_logger().error(f'cannot reload: {error}')
+        return response
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        own = {declared.name: declared for declared in all_parameters()}
+        for parameter in parameters:
+            declared = own.get(parameter.name)
+            if declared is None:
+                continue
+            if self._pipeline is not None and parameter.name != 'gallery':
+                return SetParametersResult(
+                    successful=False,
+                    reason=f'{parameter.name} is read when the node is configured: '
+                    'deactivate and clean up first',
+                )
+            choices = declared.field.metadata.get('choices')
+            if choices and parameter.value not in choices:
+                return SetParametersResult(
+                    successful=False,
+                    reason=f'{parameter.name} is {parameter.value!r}; '
+                    f'expected one of {list(choices)}',
+                )
+        for parameter in parameters:
+            self._declared.forget_problem(parameter.name)
+        return SetParametersResult(successful=True)
+
+    def _now_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds) * 1e-9
+
+    def _on_time_jump(self, jump: Any) -> None:
+        if self._pipeline is not None:
+            self._pipeline.reset_time()
+        self.get_logger().warning('the clock jumped back: forgot orientations, heights and fixes')
+
+    def _publish_health(self) -> None:
+        pipeline = self._pipeline
+        values = {'state': 'unconfigured' if pipeline is None else 'inactive'}
+        problem = ''
+        if self._is_active:
+            values['state'] = 'active'
+            problem = self._health.problem()
+        if pipeline is not None:
+            manifest = pipeline.map.gallery.manifest
+            values['gallery'] = str(pipeline.map.gallery.path)
+            values['gallery_tiles'] = str(manifest.tile_count)
+            values['model_id'] = pipeline.encoder.model_id
+        values.update(self._health.values())
+        status = DiagnosticStatus(
+            name=f'{self.get_name()}: localization',
+            level=LEVELS[1] if problem or not self._is_active else LEVELS[0],
+            message=problem or values['state'],
+        )
+        fill_status(status, values, KeyValue)
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+def start(node: Geolocalizer) -> None:
+    """Configure and activate, where the parameter `autostart` says so."""
+    if node.get_parameter('autostart').value and node.trigger_configure() == OK:
+        node.trigger_activate()
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the node until SIGINT or SIGTERM."""
+    rclpy.init(args=args)
+    node = executor = None
+    try:
+        node = Geolocalizer()
+        executor = MultiThreadedExecutor(num_threads=2)
+        executor.add_node(node)
+        start(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        # Under a launch file Ctrl-C arrives twice, and the second one would interrupt this.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if node is not None:
+            node.stop()
+        if executor is not None:
+            executor.shutdown(timeout_sec=2.0)
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    main()
