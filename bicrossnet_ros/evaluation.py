@@ -1,7 +1,6 @@
 """How good were the fixes: errors, false fixes, recall, containment, latency. Pure functions.
 
-Everything works on `FixRecord`s, plain values that a replay makes from the localizer's estimates
-and a demonstration makes from what it received over ROS.
+Everything works on `FixRecord`s, whoever made them.
 """
 
 from __future__ import annotations
@@ -9,140 +8,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from bicrossnet_ros.fix_record import FALSE_FIX_M, NAN, FixRecord
 from bicrossnet_ros.flight import FlightRecord
 from bicrossnet_ros.geodesy import LocalFrame, to_projected
-from bicrossnet_ros.types import PositionEstimate
 
-NAN = math.nan
-FALSE_FIX_M = 25.0
 RECALL_RADIUS_M = 25.0
 RECALL_AT = (1, 5, 20)
 # 95 % quantile of chi-squared with 2 degrees of freedom: -2 ln(0.05).
 CHI2_95 = -2.0 * math.log(0.05)
-
-
-@dataclass(frozen=True)
-class FixRecord:
-    """The answer to one frame, and its error where the truth is known.
-
-    Parameters
-    ----------
-    status, reason : str
-        Values of `types.Status` and `types.Reason`.
-    lat_deg, lon_deg, center_lat_deg, center_lon_deg : float
-        Camera, and ground point at the image centre; NaN without a fix.
-    sigma_m : float
-        Largest 1-sigma half axis of the camera position's error ellipse.
-    similarity : float
-        Cosine similarity of the best tile.
-    inliers, tile_id : int
-        As in `types.PositionEstimate`.
-    heading_deg, agl_m : float
-        As registered; NaN where unknown.
-    cov_ee_m2, cov_en_m2, cov_nn_m2 : float
-        Covariance of the camera position; east and north of the gallery's CRS.
-    center_cov_ee_m2, center_cov_en_m2, center_cov_nn_m2 : float
-        The same for the image centre.
-    timings_ms : dict
-        Milliseconds per stage; `total` is what the caller waited.
-    candidates : tuple of (lat_deg, lon_deg)
-        Centres of the retrieved tiles, best first, before registration.
-    truth_lat_deg, truth_lon_deg, truth_center_lat_deg, truth_center_lon_deg : float
-        The truth; NaN where unknown. These and the following are filled in by `score`.
-    center_error_m, camera_error_m : float
-        Distance to the truth of the centre and of the camera; NaN where unknown.
-    error_m : float
-        Centre against centre where that truth exists, else camera against camera.
-    center_nees, camera_nees : float
-        Squared error over covariance (2 degrees of freedom); the 95% ellipse ends at 5.991.
-    candidate_distances_m : tuple of float
-        From each candidate to the true image centre (else the true camera).
-    """
-
-    file: str
-    stamp_s: float
-    status: str
-    reason: str = ''
-    detail: str = ''
-    lat_deg: float = NAN
-    lon_deg: float = NAN
-    center_lat_deg: float = NAN
-    center_lon_deg: float = NAN
-    sigma_m: float = NAN
-    similarity: float = NAN
-    inliers: int = 0
-    tile_id: int = -1
-    heading_deg: float = NAN
-    agl_m: float = NAN
-    cov_ee_m2: float = NAN
-    cov_en_m2: float = NAN
-    cov_nn_m2: float = NAN
-    center_cov_ee_m2: float = NAN
-    center_cov_en_m2: float = NAN
-    center_cov_nn_m2: float = NAN
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    candidates: tuple[tuple[float, float], ...] = ()
-    truth_lat_deg: float = NAN
-    truth_lon_deg: float = NAN
-    truth_center_lat_deg: float = NAN
-    truth_center_lon_deg: float = NAN
-    error_m: float = NAN
-    center_error_m: float = NAN
-    camera_error_m: float = NAN
-    center_nees: float = NAN
-    camera_nees: float = NAN
-    candidate_distances_m: tuple[float, ...] = ()
-
-    @property
-    def is_fix(self) -> bool:
-        """Whether this may be used as a position."""
-        return self.status == 'fix'
-
-    @property
-    def uses_center(self) -> bool:
-        """Whether `error_m` compares image centres; else it compares camera positions."""
-        known = math.isfinite(self.center_lat_deg) or not self.is_fix
-        return known and math.isfinite(self.truth_center_lat_deg)
-
-    @property
-    def is_false_fix(self) -> bool:
-        """Whether a fix was claimed that is further off than `FALSE_FIX_M`."""
-        return self.is_fix and self.error_m > FALSE_FIX_M
-
-
-def record_from_estimate(estimate: PositionEstimate, file: str) -> FixRecord:
-    """The localizer's answer as a plain record, without errors: `score` adds them."""
-    camera, center = estimate.covariance_m2, estimate.center_covariance_m2
-    return FixRecord(
-        file=file,
-        stamp_s=estimate.stamp_s,
-        status=str(estimate.status),
-        reason=str(estimate.reason),
-        detail=estimate.detail,
-        lat_deg=estimate.lat_deg,
-        lon_deg=estimate.lon_deg,
-        center_lat_deg=estimate.center_lat_deg,
-        center_lon_deg=estimate.center_lon_deg,
-        sigma_m=estimate.sigma_m,
-        similarity=estimate.similarity,
-        inliers=estimate.inliers,
-        tile_id=estimate.tile_id,
-        heading_deg=estimate.heading_deg,
-        agl_m=estimate.agl_m,
-        cov_ee_m2=float(camera[0, 0]),
-        cov_en_m2=float(camera[0, 1]),
-        cov_nn_m2=float(camera[1, 1]),
-        center_cov_ee_m2=float(center[0, 0]),
-        center_cov_en_m2=float(center[0, 1]),
-        center_cov_nn_m2=float(center[1, 1]),
-        timings_ms=dict(estimate.timings_ms),
-        candidates=tuple((tile.lat_deg, tile.lon_deg) for tile in estimate.candidates),
-    )
 
 
 def score(fix: FixRecord, truth: FlightRecord, *, crs: str) -> FixRecord:
@@ -291,6 +169,16 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     }
 
 
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """A `spread` in the words of latency: the median is p50."""
+    found = spread(values)
+    return {
+        'count': found['count'],
+        'p50': found['median'],
+        **{name: found[name] for name in ('p90', 'p95', 'max')},
+    }
+
+
 def stage_names(records: Sequence[FixRecord]) -> list[str]:
     """All stages that were timed, in the order of the pipeline, `total` last."""
     names = dict.fromkeys(name for one in records for name in one.timings_ms if name != 'total')
@@ -302,10 +190,9 @@ def summarize(records: Sequence[FixRecord]) -> dict[str, Any]:
     """All figures of a replay over scored records; NaN where there is nothing to say.
 
     Keys: frames, fixes, coverage, no_fix_reasons, with_truth, false_fixes (NaN without any
-    truth), false_fix_limit_m,
-    error_m, center_error_m, camera_error_m (each a `spread`), recall (at 1, 5, 20 within
-    `recall_radius_m`, before registration), containment_95 (center, camera), latency_ms
-    (a `spread` per stage).
+    truth), false_fix_limit_m, error_m, center_error_m, camera_error_m (each a `spread`), recall
+    (at_1, at_5, at_20: within `recall_radius_m`, before registration), containment_95 (center,
+    camera), latency_ms (percentiles per stage).
     """
     fixes = [one for one in records if one.is_fix]
     reasons = Counter(one.reason for one in records if not one.is_fix)
@@ -322,14 +209,14 @@ def summarize(records: Sequence[FixRecord]) -> dict[str, Any]:
         'error_m': spread(one.error_m for one in fixes),
         'center_error_m': spread(one.center_error_m for one in fixes),
         'camera_error_m': spread(one.camera_error_m for one in fixes),
-        'recall': {str(k): recall_at(records, k) for k in RECALL_AT},
+        'recall': {f'at_{k}': recall_at(records, k) for k in RECALL_AT},
         'recall_radius_m': RECALL_RADIUS_M,
         'containment_95': {
             'center': containment_95(one.center_nees for one in fixes),
             'camera': containment_95(one.camera_nees for one in fixes),
         },
         'latency_ms': {
-            name: spread(one.timings_ms.get(name, NAN) for one in records)
+            name: percentiles(one.timings_ms.get(name, NAN) for one in records)
             for name in stage_names(records)
         },
     }

@@ -11,7 +11,8 @@ from typing import Any
 
 from bicrossnet_ros import __version__
 from bicrossnet_ros.errors import BiCrossNetError
-from bicrossnet_ros.evaluation import FixRecord, score, stage_names, summarize
+from bicrossnet_ros.evaluation import score, stage_names, summarize
+from bicrossnet_ros.fix_record import FixRecord
 from bicrossnet_ros.flight import Flight, FlightRecord
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.report_page import Pair, page
@@ -22,6 +23,8 @@ from bicrossnet_ros.report_pictures import (
     map_beside,
     map_picture,
 )
+
+__all__ = ['FixRecord', 'write_csv', 'write_report']
 
 STRIP_LENGTH = 4
 REFUSED_LENGTH = 6

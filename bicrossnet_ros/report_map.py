@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bicrossnet_ros.errors import ConfigError
-from bicrossnet_ros.evaluation import CHI2_95, FALSE_FIX_M, FixRecord
+from bicrossnet_ros.evaluation import CHI2_95
+from bicrossnet_ros.fix_record import FALSE_FIX_M, FixRecord
 from bicrossnet_ros.geodesy import to_projected
 from bicrossnet_ros.types import FloatArray
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bicrossnet_ros.evaluation import FixRecord
+from bicrossnet_ros.fix_record import FixRecord
 from bicrossnet_ros.report_map import GRADE_WORDS, MapPicture, describe, grade, map_svg
 from bicrossnet_ros.report_plots import error_svg
 from bicrossnet_ros.report_style import STYLE
@@ -71,8 +71,12 @@ def page(
             _legend(records),
             '</section>',
         ]
-    parts += ['<section><h2>Error over time</h2>', error_svg(records), _plot_words(records)]
-    parts.append('</section>')
+    parts += [
+        '<section><h2>Error over time</h2>',
+        _scrolled(error_svg(records)),
+        _plot_words(records),
+        '</section>',
+    ]
     parts += [_strip(*strip) for strip in strips if strip[2]]
     parts += [_latency(summary), _facts(facts), _frames(records), '</main></body></html>']
     return ''.join(parts)
@@ -111,7 +115,7 @@ def _cards(summary: Mapping[str, Any]) -> str:
     error, camera = summary['error_m'], summary['camera_error_m']
     false, recall = summary['false_fixes'], summary['recall']
     inside = summary['containment_95']
-    total = summary['latency_ms'].get('total', {'median': math.nan, 'p95': math.nan})
+    total = summary['latency_ms'].get('total', {'p50': math.nan, 'p95': math.nan})
     radius = f'{summary["recall_radius_m"]:g} m'
     refused = summary['frames'] - summary['fixes']
     cards = [
@@ -129,8 +133,8 @@ def _cards(summary: Mapping[str, Any]) -> str:
         ('No fix', str(refused), _reasons(summary) or 'no frame was refused'),
         (
             'Recall@1',
-            _percent(recall['1']),
-            f'@5 {_percent(recall["5"])}, @20 {_percent(recall["20"])}; best tile within '
+            _percent(recall['at_1']),
+            f'@5 {_percent(recall["at_5"])}, @20 {_percent(recall["at_20"])}; best tile within '
             f'{radius}, before registration',
         ),
         (
@@ -143,7 +147,7 @@ def _cards(summary: Mapping[str, Any]) -> str:
             _m(camera['median']),
             f'median; 90% {_m(camera["p90"])}, max {_m(camera["max"])}',
         ),
-        ('Time per frame', _ms(total['median']), f'median; 95% {_ms(total["p95"])}'),
+        ('Time per frame', _ms(total['p50']), f'median; 95% {_ms(total["p95"])}'),
     ]
     body = ''.join(
         f'<div class="card{" alarm" if name == "False fixes" and false > 0 else ""}">'
@@ -217,10 +221,10 @@ def _latency(summary: Mapping[str, Any]) -> str:
     if not longest > 0.0:
         return ''
     rows = ''.join(
-        f'<tr><th>{_e(name)}</th><td>{_ms(one["median"])}</td><td>{_ms(one["p95"])}</td>'
+        f'<tr><th>{_e(name)}</th><td>{_ms(one["p50"])}</td><td>{_ms(one["p95"])}</td>'
         f'<td>{_ms(one["max"])}</td><td class="wide"><div class="meter">'
         f'<i class="p95" style="width:{100 * one["p95"] / longest:.1f}%"></i>'
-        f'<i class="p50" style="width:{100 * one["median"] / longest:.1f}%"></i></div></td></tr>'
+        f'<i class="p50" style="width:{100 * one["p50"] / longest:.1f}%"></i></div></td></tr>'
         for name, one in stages.items()
         if one['count']
     )
@@ -256,25 +260,27 @@ def _frames(records: Sequence[FixRecord]) -> str:
     )
 
 
+def _scrolled(text: str) -> str:
+    return f'<div class="scroll">{text}</div>'
+
+
 def _e(value: Any) -> str:
     return html.escape(str(value))
 
 
 def _m(value: float) -> str:
-    """Metres with three significant digits or so."""
+    """Metres with about three significant digits."""
     if math.isnan(value):
         return '-'
     if not math.isfinite(value):
         return 'unbounded'
-    return (
-        f'{value:.2f} m' if value < 10.0 else f'{value:.1f} m' if value < 100 else f'{value:.0f} m'
-    )
+    return f'{value:.{2 if value < 10.0 else 1 if value < 100.0 else 0}f}\N{NO-BREAK SPACE}m'
 
 
 def _ms(value: float) -> str:
     if not math.isfinite(value):
         return '-'
-    return f'{value:.1f} ms' if value < 10.0 else f'{value:.0f} ms'
+    return f'{value:.{1 if value < 10.0 else 0}f}\N{NO-BREAK SPACE}ms'
 
 
 def _percent(value: float) -> str:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from bicrossnet_ros.errors import ConfigError
-from bicrossnet_ros.evaluation import FixRecord
+from bicrossnet_ros.fix_record import FixRecord
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.geodesy import grid_convergence_deg, to_projected
 from bicrossnet_ros.report_map import MapPicture, position, true_position

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bicrossnet_ros.evaluation import FALSE_FIX_M, FixRecord
+from bicrossnet_ros.fix_record import FALSE_FIX_M, FixRecord
 from bicrossnet_ros.report_map import bound_95_m, describe, grade, thinned
 
 WIDTH, HEIGHT = 1000, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 12, 74
+LEFT, RIGHT, TOP, BOTTOM = 84, 14, 12, 74
 REFUSED_Y = HEIGHT - 48
 
 

@@ -22,7 +22,7 @@ margin:1.2rem 0}
 .card .figure{font-size:1.7rem;font-weight:650;color:var(--fg);line-height:1.3;
 font-variant-numeric:tabular-nums}
 .alarm{border:2px solid var(--e3)}.alarm .figure{color:var(--e3)}
-svg{display:block;width:100%;height:auto}
+svg{display:block;width:100%;height:auto}.scroll{overflow-x:auto}
 svg path,svg polyline,svg ellipse{vector-effect:non-scaling-stroke}
 .map{border-radius:.5rem;background:#22262b;max-height:92vh}
 .track-edge,.track{fill:none;stroke-linejoin:round}
@@ -66,10 +66,10 @@ th:first-child,.text{text-align:left}tbody th,.facts th{font-weight:500}
 .wide{width:42%;text-align:left}.meter{position:relative;height:.8em;margin-top:.3em}
 .meter i{position:absolute;left:0;top:0;height:100%;border-radius:.2em;min-width:2px}
 .p95{background:var(--line)}.p50{background:var(--e0)}
-summary{cursor:pointer;font-weight:600;margin-top:2rem}.scroll{overflow-x:auto}
+summary{cursor:pointer;font-weight:600;margin-top:2rem}
 @media (max-width:40rem){main{padding:1rem .8rem 3rem}.cards{grid-template-columns:1fr 1fr}
 .card .figure{font-size:1.35rem}.dot{stroke-width:7}.dot-edge{stroke-width:9}
 .dot-hole{stroke-width:3}.plot .dot{stroke-width:5}.plot .dot-hole{stroke-width:2}
-.axis-x,.axis-y{font-size:26px}.facts th{width:8rem}.wide{display:none}}
+.plot{min-width:36rem}.axis-x,.axis-y{font-size:19px}.facts th{width:8rem}.wide{display:none}}
 @media print{details{display:none}}
 """
