@@ -1,7 +1,6 @@
 """Start the node geolocalizer, configured and activated.
 
-    ros2 launch bicrossnet_ros geolocalize.launch.py gallery:=/maps/field.gallery \\
-        image:=/camera/image_raw camera_info:=/camera/camera_info
+    ros2 launch bicrossnet_ros geolocalize.launch.py gallery:=/maps/field.gallery image:=/cam/image
 
 The same file serves Humble, Jazzy and Kilted.
 """
