@@ -92,7 +92,9 @@ class Encoder:
             (output,) = self._session.run(None, {self._input_name: batch})
             embeddings[start : start + MAX_BATCH] = output
         if not np.isfinite(embeddings).all():
-            raise ModelError(f'{self.model_name}: embeddings are not finite; the model is unusable')
+            raise ModelError(
+                f'{self.model_name}: embeddings are not finite; the model is unusable'
+            )
         norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
         return np.asarray(embeddings / np.maximum(norms, np.finfo(np.float32).tiny))
 
@@ -132,7 +134,9 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     elif path.suffix == '.onnx':
         source = str(path)
     else:
-        raise ModelError(f'{path}: a {path.suffix or "nameless"} file; expected .safetensors or .onnx')
+        raise ModelError(
+            f'{path}: a {path.suffix or "nameless"} file; expected .safetensors or .onnx'
+        )
     session = _open_session(source, path, threads)
     metadata = _read_metadata(session, path)
     _check_session(session, metadata, path)

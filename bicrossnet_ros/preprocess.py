@@ -49,7 +49,11 @@ class Preprocessing:
                 )
         for name in ('mean', 'std'):
             values = getattr(self, name)
-            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_finite, values)):
+            if (
+                not isinstance(values, tuple)
+                or len(values) != 3
+                or not all(map(_is_finite, values))
+            ):
                 raise ModelError(f'preprocessing: {name} is {values!r}; expected three numbers')
         if min(self.std) <= 0:
             raise ModelError(f'preprocessing: std is {self.std}; expected three positive numbers')
@@ -80,16 +84,14 @@ class Preprocessing:
                 f'preprocessing: found {found}, expected the keys {sorted(expected)}; '
                 'export the model again'
             )
-        values = {
+        values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in fields.items()
         }
         return cls(**values)
 
 
-def prepare(
-    patches: NDArray[np.uint8], preprocessing: Preprocessing
-) -> NDArray[np.float32]:
+def prepare(patches: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Resize and normalise patches.
 
     Parameters

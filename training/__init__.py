@@ -1,1 +1,1 @@
-"""Training of the retrieval network: PyTorch models, data, loops and export; never installed on the vehicle."""
+"""Training of the network: models, data, loops and export; not installed on the vehicle."""

@@ -43,11 +43,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Return the commit of the source tree, with '-dirty' if it differs, or 'unknown'."""
-    folder = Path(__file__).parent
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    """Return the commit of the source tree, or 'unknown'.
+
+    '-dirty' follows if the code that shapes a network (training and preprocessing) differs.
+    """
+    root = Path(__file__).parents[1]
+    sources = ['training', 'bicrossnet_ros/preprocess.py']
     try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        commit = _git(root, 'rev-parse', 'HEAD')
+        changed = _git(root, 'status', '--porcelain', '--', *sources)
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
+    return f'{commit}-dirty' if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ['git', *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
     return result.stdout.strip()

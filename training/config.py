@@ -47,7 +47,8 @@ class ViewConfig:
         validate(self)
         if self.min_side > self.max_side:
             raise ConfigError(
-                f'ViewConfig.min_side is {self.min_side}; expected at most max_side {self.max_side}'
+                f'ViewConfig.min_side is {self.min_side}; expected at most max_side, '
+                f'{self.max_side}'
             )
 
 
@@ -73,7 +74,9 @@ class TrainConfig:
     bfloat16: bool = parameter(True, 'bfloat16 arithmetic in training (never in evaluation)')
     evaluate_every: int = parameter(150, 'steps between validations', 1, 10_000_000)
     checkpoint_every: int = parameter(25, 'steps between checkpoints', 1, 10_000_000)
-    norm_steps: int = parameter(30, 'batches for re-estimating BatchNorm at the end; 0: not', 0, 10000)
+    norm_steps: int = parameter(
+        30, 'batches for re-estimating BatchNorm at the end; 0: not', 0, 10000
+    )
     views: ViewConfig = field(default_factory=ViewConfig)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval among held-out places: can a query find its own tile?"""
+"""Retrieval among held-out places: the share of queries that find their own tile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def embed(
     was_training = model.training
     model.eval()
     rows = [
-        F.normalize(model(torch.from_numpy(prepare(patches[i : i + BATCH], preprocessing)))).numpy()
+        F.normalize(
+            model(torch.from_numpy(prepare(patches[i : i + BATCH], preprocessing)))
+        ).numpy()
         for i in range(0, len(patches), BATCH)
     ]
     model.train(was_training)

@@ -44,9 +44,7 @@ def model_tensors(network: BNext) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def make_model(
-    network: BNext, *, name: str, input_px: int, training: dict[str, Any]
-) -> Model:
+def make_model(network: BNext, *, name: str, input_px: int, training: dict[str, Any]) -> Model:
     """Pack a network with its metadata."""
     metadata = ModelMetadata(
         name=name,

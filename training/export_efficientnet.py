@@ -77,9 +77,7 @@ class _Graph:
         ]
         # A depthwise kernel has one input channel; every other convolution here is dense.
         groups = len(weight) if weight.shape[1] == 1 else 1
-        y = self.node(
-            'Conv', inputs, strides=[stride] * 2, auto_pad='SAME_UPPER', group=groups
-        )
+        y = self.node('Conv', inputs, strides=[stride] * 2, auto_pad='SAME_UPPER', group=groups)
         if not relu6:
             return y
         return self.node('Clip', [y, self.constant(0), self.constant(6)])

@@ -53,15 +53,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def make_optimizer(
-    model: BNext, loss: SymmetricInfoNCE, config: TrainConfig
-) -> torch.optim.AdamW:
-    """AdamW; weight decay on float matrices alone: a latent weight is a sign, decay only flips it."""
+def make_optimizer(model: BNext, loss: SymmetricInfoNCE, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; decay on float matrices alone: a latent weight is a sign, decay only flips it."""
     binary = {id(m.weight) for m in model.modules() if isinstance(m, BinaryConv2d)}
     decayed = [
         module.weight
         for module in model.modules()
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and id(module.weight) not in binary
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
+        and id(module.weight) not in binary
     ]
     ids = {id(parameter) for parameter in decayed}
     others = [p for p in [*model.parameters(), *loss.parameters()] if id(p) not in ids]
@@ -72,9 +71,7 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def draw_batch(
-    scenes: NDArray[np.uint8], config: TrainConfig, *, stream: int, step: int
-) -> Views:
+def draw_batch(scenes: NDArray[np.uint8], config: TrainConfig, *, stream: int, step: int) -> Views:
     """Render the tiles and queries of one step from its own random generator."""
     rng = np.random.default_rng((config.seed, stream, step))
     count = min(config.scenes_per_step, len(scenes))
@@ -177,9 +174,12 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
     scenes = load_scenes(paths_train, scene_px=config.scene_px)
     held_out = validation_views(load_scenes(paths_validation, scene_px=config.scene_px), config)
     preprocessing = Preprocessing(config.input_px, config.input_px)
-    print(f'{len(scenes)} scenes to train on, {len(held_out[0])} places to validate on', flush=True)
+    print(
+        f'{len(scenes)} scenes to train on, {len(held_out[0])} places to validate on', flush=True
+    )
 
     figures: dict[str, float] = {}
+    revision = git_revision()
     began = time.monotonic()
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
@@ -191,14 +191,20 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
             figures = validate(model, held_out, preprocessing)
             _log(out, step=done, loss=value, **figures)
         if done % config.checkpoint_every == 0 or last:
-            state = _state(config, model, loss, optimizer, step=done, figures=figures)
+            state = _state(
+                config, model, loss, optimizer, step=done, figures=figures, revision=revision
+            )
             save_checkpoint(out / 'checkpoint.pt', state)
-        _progress(done, config.steps, value, figures, pace=(time.monotonic() - began) / (done - start))
+        _progress(
+            done, config.steps, value, figures, pace=(time.monotonic() - began) / (done - start)
+        )
 
     if config.norm_steps:
         figures = _keep_better_norms(model, scenes, held_out, preprocessing, config)
         _log(out, step=config.steps, note='after re-estimating BatchNorm', **figures)
-    state = _state(config, model, loss, optimizer, step=config.steps, figures=figures)
+    state = _state(
+        config, model, loss, optimizer, step=config.steps, figures=figures, revision=revision
+    )
     save_checkpoint(out / 'final.pt', state)
     return figures
 
@@ -229,6 +235,7 @@ def _state(
     *,
     step: int,
     figures: dict[str, float],
+    revision: str,
 ) -> dict[str, Any]:
     return {
         'config': asdict(config),
@@ -237,7 +244,7 @@ def _state(
         'optimizer': optimizer.state_dict(),
         'step': step,
         'figures': figures,
-        'git_revision': git_revision(),
+        'git_revision': revision,
     }
 
 

@@ -102,9 +102,7 @@ def _matrix(place: Place, size_px: int, tilt: Sequence[float] = (0.0, 0.0)) -> N
     return np.asarray(ground @ perspective @ unit)
 
 
-def warp(
-    scene: NDArray[np.uint8], matrix: NDArray[np.float64], size_px: int
-) -> NDArray[np.uint8]:
+def warp(scene: NDArray[np.uint8], matrix: NDArray[np.float64], size_px: int) -> NDArray[np.uint8]:
     """Sample a scene through a homography (view to scene); beyond its edge it is mirrored."""
     return np.asarray(
         cv2.warpPerspective(
@@ -117,9 +115,7 @@ def warp(
     )
 
 
-def radiometry(
-    image: NDArray[np.uint8], rng: Generator, config: ViewConfig
-) -> NDArray[np.uint8]:
+def radiometry(image: NDArray[np.uint8], rng: Generator, config: ViewConfig) -> NDArray[np.uint8]:
     """Change light, sensor, sharpness, noise, compression and completeness of a view."""
     x = image.astype(np.float32) / 255
     if rng.random() < config.illumination_share:
@@ -204,9 +200,7 @@ def make_batch(
     pairs = [
         view_pair(scenes[index], place, rng, size_px=size_px, config=config)
         for index in chosen
-        for place in sample_places(
-            rng, scene_px=scenes.shape[1], places=places, config=config
-        )
+        for place in sample_places(rng, scene_px=scenes.shape[1], places=places, config=config)
     ]
     tiles, queries = (np.stack(views) for views in zip(*pairs, strict=True))
     return tiles, queries

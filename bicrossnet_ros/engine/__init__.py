@@ -1,1 +1,1 @@
-"""The network that flies: its structure, its model file, and the graphs and engines made from it."""
+"""The network that flies: its structure, its model file, and the graphs made from it."""

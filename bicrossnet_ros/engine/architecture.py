@@ -10,6 +10,7 @@ Guo et al. 2022, "Join the High Accuracy Club on ImageNet with A Binary Neural N
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from bicrossnet_ros.errors import ModelError
@@ -34,7 +35,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Block:
-    """A 3x3 unit followed by one 1x1 unit, or by two in parallel whose outputs are concatenated."""
+    """A 3x3 unit followed by one 1x1 unit, or by two in parallel, concatenated."""
 
     unit3x3: Unit
     units1x1: tuple[Unit, ...]
@@ -79,7 +80,7 @@ def _check_channels(channels: tuple[int, ...]) -> None:
         raise ModelError(
             f'channels are {channels}; expected at least two whole numbers from 8 to 8192'
         )
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in itertools.pairwise(channels):
         if after not in (before, 2 * before):
             raise ModelError(f'channels go {before} -> {after}; expected the same or the double')
     if channels[0] % 8:

@@ -28,7 +28,8 @@ def pack_weights(weights: NDArray[Any]) -> NDArray[np.uint8]:
     """
     if weights.ndim != 4 or weights.shape[1] % 8:
         raise ValueError(
-            f'weights have shape {weights.shape}; expected (C_out, C_in, K, K), C_in a multiple of 8'
+            f'weights have shape {weights.shape}; expected (C_out, C_in, K, K) with C_in '
+            'a multiple of 8'
         )
     bits = weights.transpose(0, 2, 3, 1) >= 0
     return np.packbits(bits, axis=-1, bitorder='little')

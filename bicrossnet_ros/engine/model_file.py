@@ -73,7 +73,8 @@ class ModelMetadata:
         dim = self.embedding_dim
         if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= 65536:
             raise ModelError(
-                f'model metadata: embedding_dim is {dim!r}; expected a whole number from 1 to 65536'
+                f'model metadata: embedding_dim is {dim!r}; expected a whole number '
+                'from 1 to 65536'
             )
         if self.architecture == ARCHITECTURE:
             self._check_bnext()

@@ -1,4 +1,4 @@
-"""Binary building blocks: the sign with its straight-through gradients, and the binary convolution.
+"""Binary building blocks: the sign with its straight-through gradients, the convolution.
 
 The sign follows the paper's equation 2: ``sign(0) = +1``, for activations and weights alike
 (``torch.sign`` maps zero to zero, which no bit can hold).
@@ -77,7 +77,7 @@ def binary_weight(weight: Tensor) -> Tensor:
 
 
 class BinaryConv2d(nn.Module):
-    """Square convolution with binary weights, zero padding of ``kernel // 2``, no bias, no channel scale.
+    """Convolution with binary weights and zero padding; no bias, no channel scale.
 
     The module binarises its latent weights only; its input is binarised by the unit that owns it.
     Training and evaluation compute the same function, so an evaluated model is truly binary.
@@ -87,7 +87,7 @@ class BinaryConv2d(nn.Module):
     channels_in, channels_out : int
         Number of channels.
     kernel : int
-        Odd side of the kernel, in pixels.
+        Odd side of the kernel, in pixels; the padding is ``kernel // 2``.
     stride : int
         Stride of the convolution, in pixels.
 
@@ -98,7 +98,9 @@ class BinaryConv2d(nn.Module):
         N(0, 1) * 0.001 and kept within +-1.5 by `clamp_latent`.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1
+    ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f'kernel must be odd, found {kernel}')

@@ -109,7 +109,7 @@ class BinaryUnit(nn.Module):
 
 
 class ElementwiseUnit(BinaryUnit):
-    """The unit with element-wise attention: gated output times residual, residual = PReLU(input)."""
+    """The unit with element-wise attention: output times residual, which is PReLU(input)."""
 
     elementwise = True
 
@@ -196,12 +196,12 @@ class BNext(nn.Module):
         return self.act(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to class scores (N, classes), or to features without a classifier."""
+        """Map images (N, 3, H, W) to scores (N, classes); without a classifier to features."""
         feature = self.features(x)
         return feature if self.classifier is None else self.classifier(feature)
 
     def clamp_parameters(self) -> None:
-        """Clamp every unit's latent weights and recoupling scales; call after each optimiser step."""
+        """Clamp all latent weights and recoupling scales; call after each optimiser step."""
         for module in self.modules():
             if isinstance(module, BinaryUnit):
                 module.clamp_parameters()
