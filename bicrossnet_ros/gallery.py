@@ -18,7 +18,7 @@ import numpy as np
 from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.geodesy import to_wgs84
 from bicrossnet_ros.geopackage import GeoPackage
-from bicrossnet_ros.geopackage_format import Grid
+from bicrossnet_ros.geopackage_format import TileRow
 from bicrossnet_ros.manifest import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -91,7 +91,7 @@ class Gallery:
         columns = np.array(
             [
                 (tile.east_m, tile.north_m, tile.lat_deg, tile.lon_deg, tile.ambiguity)
-                for tile in raster.read_tiles()
+                for tile in _checked_tiles(raster, manifest)
             ],
             dtype=np.float64,
         ).reshape(-1, 5)
@@ -270,29 +270,18 @@ def open_gallery(
     problems = file_problems(folder, manifest, checksums=verify)
     if problems:
         raise GalleryError('; '.join(problems))
-    west_m, south_m, east_m, north_m = manifest.bounds_m
-    grid = Grid(
-        west_m=west_m,
-        north_m=north_m,
-        gsd_m=manifest.gsd_m,
-        width_px=round((east_m - west_m) / manifest.gsd_m),
-        height_px=round((north_m - south_m) / manifest.gsd_m),
-    )
     index = read_index(
         folder / INDEX_NAME,
         size=manifest.embedding_dim,
         tile_count=manifest.tile_count,
         parameters=manifest.index,
     )
-    raster = GeoPackage.open(folder / MAP_NAME, grid=grid, crs=manifest.crs)
-    gallery = Gallery(folder, manifest, raster, index)
-    if len(gallery.tile_east_m) != manifest.tile_count:
-        gallery.close()
-        raise GalleryError(
-            f'{folder / MAP_NAME} lists {len(gallery.tile_east_m)} tiles, {MANIFEST_NAME} '
-            f'{manifest.tile_count}; {REBUILD}'
-        )
-    return gallery
+    raster = GeoPackage.open(folder / MAP_NAME, grid=manifest.grid, crs=manifest.crs)
+    try:
+        return Gallery(folder, manifest, raster, index)
+    except GalleryError:
+        raster.close()
+        raise
 
 
 def check_encoder(manifest: Manifest, encoder: Encoder, *, source: str) -> None:
@@ -320,6 +309,17 @@ def check_encoder(manifest: Manifest, encoder: Encoder, *, source: str) -> None:
             f'{source} has embeddings of {manifest.embedding_dim}, the model makes '
             f'{encoder.embedding_dim}; {remedy}'
         )
+
+
+def _checked_tiles(raster: GeoPackage, manifest: Manifest) -> list[TileRow]:
+    """Rows of the tile table, whose ids must be 0, 1, ... as in the index."""
+    tiles = list(raster.read_tiles())
+    if [tile.tile_id for tile in tiles] != list(range(manifest.tile_count)):
+        raise GalleryError(
+            f'{raster.path} lists {len(tiles)} tiles; expected the ids 0 to '
+            f'{manifest.tile_count - 1} of {MANIFEST_NAME}; {REBUILD}'
+        )
+    return tiles
 
 
 def normalised(values: dict[str, Any]) -> dict[str, Any]:

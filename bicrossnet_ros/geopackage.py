@@ -31,7 +31,7 @@ from bicrossnet_ros.geopackage_format import (
     srs_id_of,
     write_schema,
 )
-from bicrossnet_ros.types import ImageArray, MaskArray
+from bicrossnet_ros.types import FloatArray, ImageArray, MaskArray
 
 _CACHED_BLOCKS = 96  # about 24 MB: the windows of one frame overlap, decoding is what costs
 
@@ -110,8 +110,8 @@ class GeoPackage:
         if data is None:
             return
         self.connection.execute(
-            f'INSERT INTO {RASTER_TABLE} (zoom_level, tile_column, tile_row, tile_data) '
-            'VALUES (?, ?, ?, ?)',
+            f'INSERT OR REPLACE INTO {RASTER_TABLE} '
+            '(zoom_level, tile_column, tile_row, tile_data) VALUES (?, ?, ?, ?)',
             (zoom, col, row, data),
         )
 
@@ -192,6 +192,25 @@ class GeoPackage:
             raise GalleryError(f'{self.path} is damaged: {error}') from error
         return (TileRow(*row) for row in rows)
 
+    def delete_tiles(self) -> None:
+        """Empty the table of tile centres."""
+        self.connection.execute(f'DELETE FROM {TILE_TABLE}')
+
+    def set_ambiguity(self, values: FloatArray) -> None:
+        """Fill the ambiguity of every tile, shape (T,); NaN is stored as NULL."""
+        self.connection.executemany(
+            f'UPDATE {TILE_TABLE} SET ambiguity = ? WHERE id = ?',
+            ((None if np.isnan(v) else float(v), number) for number, v in enumerate(values)),
+        )
+
+    def count_tiles(self) -> int:
+        """Rows of the table of tile centres."""
+        return self._count(TILE_TABLE)
+
+    def count_blocks(self) -> int:
+        """Blocks present, all levels."""
+        return self._count(RASTER_TABLE)
+
     def close(self) -> None:
         """Close the file; harmless when closed already."""
         with self._lock:
@@ -208,6 +227,9 @@ class GeoPackage:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _count(self, table: str) -> int:
+        return int(self.connection.execute(f'SELECT COUNT(*) FROM {table}').fetchone()[0])
 
     def _fetch(self, key: tuple[int, int, int]) -> bytes | None:
         query = (

@@ -18,6 +18,7 @@ from typing import Any
 
 from bicrossnet_ros.errors import ConfigError, GalleryError
 from bicrossnet_ros.geodesy import metric_crs
+from bicrossnet_ros.geopackage_format import Grid
 from bicrossnet_ros.tile_index import INDEX_TYPES
 
 FORMAT_VERSION = 1
@@ -87,6 +88,18 @@ class Manifest:
     index: dict[str, Any]
     files: dict[str, str]
     tool_version: str
+
+    @property
+    def grid(self) -> Grid:
+        """Where the pixels of the map lie."""
+        west_m, south_m, east_m, north_m = self.bounds_m
+        return Grid(
+            west_m=west_m,
+            north_m=north_m,
+            gsd_m=self.gsd_m,
+            width_px=round((east_m - west_m) / self.gsd_m),
+            height_px=round((north_m - south_m) / self.gsd_m),
+        )
 
     def to_json(self) -> str:
         """The text of `gallery.json`, checksum included."""

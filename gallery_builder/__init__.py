@@ -1,0 +1,1 @@
+"""Makes galleries from georeferenced maps. Runs on the ground; needs rasterio."""
