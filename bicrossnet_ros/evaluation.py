@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -159,7 +159,9 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     known = np.array([value for value in values if not math.isnan(value)], np.float64)
     if not known.size:
         return {'count': 0, 'median': NAN, 'p90': NAN, 'p95': NAN, 'max': NAN}
-    median, p90, p95 = np.percentile(known, [50, 90, 95])
+    # Nothing can be interpolated towards infinity: take the value above instead.
+    method: Literal['linear', 'higher'] = 'linear' if np.isfinite(known).all() else 'higher'
+    median, p90, p95 = np.percentile(known, [50, 90, 95], method=method)
     return {
         'count': int(known.size),
         'median': float(median),

@@ -24,7 +24,9 @@ distortion_coefficients: {rows: 1, cols: 5, data: [0.1, 0.0, 0.0, 0.0, 0.0]}
 """
 
 
-def make_flight(folder: Path, table: str, *, images=('a.png', 'b.png'), subfolder='frames') -> Path:
+def make_flight(
+    folder: Path, table: str, *, images=('a.png', 'b.png'), subfolder='frames'
+) -> Path:
     (folder / subfolder).mkdir(parents=True, exist_ok=True)
     (folder / 'flight.csv').write_text(table, encoding='utf-8')
     for number, name in enumerate(images):
@@ -338,7 +340,12 @@ def test_seneca_as_it_is(seneca):
     assert flight.camera.fx_px == 776.0
     first = flight.records[0]
     assert (first.file, first.stamp_s) == ('IMG_0518.jpg', 1370367953.0)
-    assert (first.agl_m, first.heading_deg, first.pitch_deg, first.roll_deg) == (72.8, 41.6, 9.8, -0.3)
+    assert (first.agl_m, first.heading_deg, first.pitch_deg, first.roll_deg) == (
+        72.8,
+        41.6,
+        9.8,
+        -0.3,
+    )
     assert first.truth_center_lat_deg == 41.03505706
     assert first.truth_lat_deg == 41.03496424
     assert first.truth_heading_deg == 36.56

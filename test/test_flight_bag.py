@@ -31,7 +31,13 @@ def image(offset_s, *, pixels=RED[:, :, ::-1], encoding='bgr8', padding=0):
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     rows = np.pad(rows, ((0, 0), (0, padding)))
     return T['sensor_msgs/msg/Image'](
-        header(offset_s), pixels.shape[0], pixels.shape[1], encoding, 0, rows.shape[1], rows.ravel()
+        header(offset_s),
+        pixels.shape[0],
+        pixels.shape[1],
+        encoding,
+        0,
+        rows.shape[1],
+        rows.ravel(),
     )
 
 
@@ -75,7 +81,17 @@ def camera_info(fx=700.0):
     K = np.array([fx, 0, 4, 0, fx, 3, 0, 0, 1.0])
     region = T['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
     return T['sensor_msgs/msg/CameraInfo'](
-        header(0.0), 6, 8, 'plumb_bob', np.zeros(5), K, np.eye(3).ravel(), np.zeros(12), 0, 0, region
+        header(0.0),
+        6,
+        8,
+        'plumb_bob',
+        np.zeros(5),
+        K,
+        np.eye(3).ravel(),
+        np.zeros(12),
+        0,
+        0,
+        region,
     )
 
 
@@ -153,7 +169,12 @@ def test_whole_bag(tmp_path, storage):
     flight = open_flight(bag)
     first, second = flight.records
     assert first.stamp_s == pytest.approx(STAMP_S + 1.0, abs=1e-6)
-    assert (first.lat_deg, first.lon_deg, first.ellipsoid_m, first.agl_m) == (41.0, -83.0, 250.0, 80.0)
+    assert (first.lat_deg, first.lon_deg, first.ellipsoid_m, first.agl_m) == (
+        41.0,
+        -83.0,
+        250.0,
+        80.0,
+    )
     assert (first.roll_deg, first.pitch_deg, first.heading_deg) == pytest.approx((3, 4, 120))
     assert second.agl_m is None
     assert second.heading_deg is None
@@ -207,9 +228,7 @@ def test_unset_stamp_falls_back_to_the_time_of_recording(tmp_path):
     [('32FC1', "encoding '32FC1' is unknown"), ('rgba8', 'bytes a row')],
 )
 def test_image_that_cannot_be_read(tmp_path, encoding, message):
-    flight = open_flight(
-        write_bag(tmp_path / 'bag', [('/i', 1.0, image(1.0, encoding=encoding))])
-    )
+    flight = open_flight(write_bag(tmp_path / 'bag', [('/i', 1.0, image(1.0, encoding=encoding))]))
     with pytest.raises(ImageError, match=message):
         flight.image(flight.records[0])
 
