@@ -114,6 +114,8 @@ def encode_block(image: ImageArray, mask: MaskArray) -> bytes | None:
 
 def decode_block(data: bytes) -> tuple[ImageArray, MaskArray] | None:
     """The inverse of `encode_block`; None if `data` is not a block."""
+    if not data:
+        return None
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[:2] != (BLOCK_PX, BLOCK_PX) or pixels.ndim != 3:
         return None

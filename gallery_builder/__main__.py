@@ -98,7 +98,8 @@ def _simulate(chosen: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m gallery_builder',
-        description='Make galleries from georeferenced maps, look into them, check them.',
+        description='Make galleries from georeferenced maps, look into them, check them; '
+        'simulate flights over the maps.',
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     _add_build(commands.add_parser('build', help='make a gallery; resumes an interrupted build'))
