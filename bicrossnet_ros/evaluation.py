@@ -13,9 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bicrossnet_ros.fix_record import FALSE_FIX_M, NAN, FixRecord
+from bicrossnet_ros.fix_record import FALSE_FIX_M, NAN, FixRecord, record_from_estimate
 from bicrossnet_ros.flight import FlightRecord
 from bicrossnet_ros.geodesy import LocalFrame, to_projected
+
+__all__ = [
+    'FALSE_FIX_M', 'FixRecord', 'containment_95', 'distance_m', 'has_truth', 'nees', 'percentiles',
+    'recall_at', 'record_from_estimate', 'score', 'spread', 'stage_names', 'summarize',
+]  # fmt: skip
 
 RECALL_RADIUS_M = 25.0
 RECALL_AT = (1, 5, 20)
