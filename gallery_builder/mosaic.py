@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyproj import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.transform import from_origin
@@ -33,10 +35,10 @@ class Mosaic:
     """
 
     def __init__(self, sources: Sequence[Source], *, crs: str, grid: Grid) -> None:
-        self._sources = sources
+        self._sources = [turn for source in sources for turn in _turns(source)]
         self._crs = crs
         self._grid = grid
-        self._extents_px = [_extent_px(source, crs, grid) for source in sources]
+        self._extents_px = [_extent_px(source, crs, grid) for source in self._sources]
         self._open: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
 
     def read(
@@ -180,9 +182,11 @@ def warp(dataset: Any, source: Source, *, crs: str, grid: Grid) -> Any:
     nodata = source.nodata
     if nodata is None and source.dtype.startswith('float'):
         nodata = math.nan
+    turned = {} if source.transform == dataset.transform else {'src_transform': source.transform}
     return WarpedVRT(
         dataset,
         src_crs=source.crs_wkt,
+        **turned,
         src_nodata=nodata if source.alpha is None else None,
         crs=crs,
         transform=from_origin(grid.west_m, grid.north_m, grid.gsd_m, grid.gsd_m),
@@ -207,6 +211,26 @@ def to_8_bit(picture: NDArray[Any], scaling: tuple[float, float] | None) -> Imag
         scaled = (picture.astype(np.float32) - low) * (255.0 / (high - low))
     whole = np.clip(np.nan_to_num(np.rint(scaled), nan=0.0), 0, 255)
     return np.asarray(whole, np.uint8)
+
+
+def _turns(source: Source) -> list[Source]:
+    """The source, and once more 360 degrees on if it reaches over the antimeridian.
+
+    GDAL's warped rasters look for longitudes in -180..180 only.
+    """
+    if not CRS.from_wkt(source.crs_wkt).is_geographic:
+        return [source]
+    corners = [(0, 0), (source.width_px, 0), (0, source.height_px)]
+    corners.append((source.width_px, source.height_px))
+    transform = source.transform
+    lons = [transform.a * col + transform.b * row + transform.c for col, row in corners]
+    turns = [source]
+    for beyond, shift_deg in ((max(lons) > 180.0, -360.0), (min(lons) < -180.0, 360.0)):
+        if beyond:
+            a, b, c, d, e, f = transform[:6]
+            shifted = type(transform)(a, b, c + shift_deg, d, e, f)
+            turns.append(dataclasses.replace(source, transform=shifted))
+    return turns
 
 
 def _extent_px(source: Source, crs: str, grid: Grid) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""How far a long step is: a bar on a terminal, a line every tenth elsewhere."""
+"""How far a long step is: a bar on a terminal, a line every tenth or so elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+QUIET_S = 2.0  # least time between two lines
 
 
 class Progress:
@@ -28,7 +30,7 @@ class Progress:
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = '') -> None:
         self._label, self._total, self._done, self._first = label, total, done, done
         self._started_s = time.monotonic()
-        self._told = self._tenth()
+        self._told, self._told_s = self._tenth(), self._started_s
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = tqdm(
@@ -47,8 +49,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(units)
             return
-        if self._tenth() > self._told:
-            self._told = self._tenth()
+        now_s = time.monotonic()
+        if self._tenth() > self._told and now_s - self._told_s >= QUIET_S:
+            self._told, self._told_s = self._tenth(), now_s
             print(f'{self._label}: {10 * self._told}%{self._left()}', file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:

@@ -89,3 +89,24 @@ def write_map(
         if mask is not None:
             dataset.write_mask(mask)
     return path
+
+
+def build_gallery(out: Path, *maps: Path, encoder=None, say=lambda text: None, **options) -> Path:
+    """Build a gallery of small tiles (64 px, half overlapping, 0.5 m) with few words."""
+    from gallery_builder.build import build
+    from gallery_builder.options import BuildOptions
+
+    chosen = {'gsd_m': 0.5, 'tile_px': 64, 'overlap': 0.5, **options}
+    return build(
+        BuildOptions(maps=maps, out=out, **chosen), encoder or ProjectionEncoder(), say=say
+    )
+
+
+def finest(gallery) -> tuple[np.ndarray, np.ndarray]:
+    """All pixels and the mask of an open gallery's map at full resolution."""
+    from bicrossnet_ros.geopackage import GeoPackage
+    from bicrossnet_ros.manifest import MAP_NAME
+
+    grid = gallery.manifest.grid
+    with GeoPackage.open(gallery.path / MAP_NAME, grid=grid, crs=gallery.crs) as raster:
+        return raster.read(grid.max_zoom, 0, 0, grid.height_px, grid.width_px)
