@@ -7,7 +7,6 @@ works on an old one. Topics, services and parameters: docs/ros_interface.md.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
@@ -185,19 +184,22 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
         pipeline = self._pipeline
         assert pipeline is not None
         while (item := mailbox.take()) is not None:
-            arrived_s, message = item
-            estimate, where, trace = pipeline.process(message)
-            if trace:
-                self.get_logger().error(trace)
-            elif estimate.reason in (Reason.BAD_INPUT, Reason.STALE):
-                self.get_logger().warning(f'no fix: {estimate.detail}', throttle_duration_sec=5.0)
-            latency_ms = 1e3 * (time.monotonic() - arrived_s)
-            self._health.count_estimate(
-                estimate, latency_ms=latency_ms, is_internal_error=bool(trace)
-            )
-            # The context ends before the executor when a signal comes.
-            with contextlib.suppress(rclpy.handle.InvalidHandle):
-                self._outputs.publish(pipeline, where, estimate, message.header, latency_ms)
+            try:
+                self._work_on(pipeline, *item)
+            except Exception:  # this thread is the node's life: it must not end unseen
+                # Signals end the context before the executor; then nothing can be published.
+                if self.context.ok():
+                    self.get_logger().error(f'a frame was lost:\n{traceback.format_exc()}')
+
+    def _work_on(self, pipeline: Pipeline, arrived_s: float, message: Any) -> None:
+        estimate, where, trace = pipeline.process(message)
+        if trace:
+            self.get_logger().error(trace)
+        elif estimate.reason in (Reason.BAD_INPUT, Reason.STALE):
+            self.get_logger().warning(f'no fix: {estimate.detail}', throttle_duration_sec=5.0)
+        latency_ms = 1e3 * (time.monotonic() - arrived_s)
+        self._health.count_estimate(estimate, latency_ms=latency_ms, is_internal_error=bool(trace))
+        self._outputs.publish(pipeline, where, estimate, message.header, latency_ms)
 
     # Services, parameters, time, health
 
