@@ -17,7 +17,7 @@ import numpy as np
 
 from bicrossnet_ros.errors import FlightError, ImageError
 from bicrossnet_ros.flight import Flight, FlightRecord, decode_image
-from bicrossnet_ros.flight_folder import DISTORTION_MODELS, load_flight_config
+from bicrossnet_ros.flight_folder import DISTORTION_MODELS, FlightConfig, load_flight_config
 from bicrossnet_ros.geodesy import yaw_to_heading_deg
 from bicrossnet_ros.types import ImageArray, Intrinsics
 
@@ -73,11 +73,14 @@ def open_bag(path: Path, *, config: Path | None = None) -> Flight:
         ) from error
     if path.suffix == '.db3':
         path = path.parent  # a SQLite bag is opened by the folder that holds its metadata
-    settings = load_flight_config(config) if config is not None else None
+    own = path / 'flight.yaml'
+    if config is None and own.is_file():
+        config = own
+    settings = load_flight_config(config) if config is not None else FlightConfig()
     try:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.LATEST))
         reader.open()
-        chosen = _choose_topics(reader.connections, settings.topics if settings else {}, path)
+        chosen = _choose_topics(reader.connections, settings.topics, path)
         bag = _Bag(reader, chosen)
         records = bag.records()
     except (AnyReaderError, OSError, ValueError) as error:
@@ -85,11 +88,11 @@ def open_bag(path: Path, *, config: Path | None = None) -> Flight:
     if not records:
         raise FlightError(f'{path}: topic {chosen["image"]} holds no image')
     return Flight(
-        (settings.name if settings else '') or path.resolve().name,
+        settings.name or path.resolve().name,
         records,
         bag.image,
         camera=bag.camera(path),
-        truth_is_map_relative=bool(settings and settings.truth_is_map_relative),
+        truth_is_map_relative=bool(settings.truth_is_map_relative),
     )
 
 

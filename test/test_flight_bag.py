@@ -204,6 +204,8 @@ def test_compressed_images_and_a_configured_truth(tmp_path):
     config.write_text('name: field\ntopics: {gps: /gps, truth: /rtk}\n')
     flight = open_flight(bag, config=config)
     assert flight.name == 'field'
+    (bag / 'flight.yaml').write_text(config.read_text())
+    assert open_flight(bag).name == 'field'
     record = flight.records[0]
     assert (record.lat_deg, record.truth_lat_deg) == (41.0, 41.5)
     assert (flight.image(record) == RED).all()
