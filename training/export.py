@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bicrossnet_ros.engine.architecture import float_shapes, packed_shapes
-from bicrossnet_ros.engine.bits import pack_weights
+from bicrossnet_ros.engine.bits import pack_weights, unpack_weights
 from bicrossnet_ros.engine.model_file import ARCHITECTURE, Model, ModelMetadata, write_model
 from bicrossnet_ros.errors import BiCrossNetError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
@@ -42,6 +42,20 @@ def model_tensors(network: BNext) -> dict[str, NDArray[Any]]:
     for name, shape in float_shapes(channels).items():
         tensors[name] = state[name].astype(np.float32).reshape(shape)
     return tensors
+
+
+def network_from_model(model: Model) -> BNext:
+    """Rebuild a network in evaluation mode from a model file's content; latents become +-1."""
+    network = BNext(model.metadata.channels)
+    state = network.state_dict()
+    for name, tensor in model.tensors.items():
+        if name.endswith('.bits'):
+            key, value = name.removesuffix('bits') + 'weight', unpack_weights(tensor)
+        else:
+            key, value = name, tensor
+        state[key] = torch.from_numpy(value.copy()).reshape(state[key].shape)
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def make_model(network: BNext, *, name: str, input_px: int, training: dict[str, Any]) -> Model:

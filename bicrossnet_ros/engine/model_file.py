@@ -3,7 +3,8 @@
 Tensors: for every binary convolution ``<unit>.conv.bits`` (uint8, order in
 `bicrossnet_ros.engine.bits`), everything else float32 under the names of
 `bicrossnet_ros.engine.architecture`; BatchNorm is stored as trained, not folded. The file's
-metadata has the single key ``bicrossnet``, whose value is the JSON of `ModelMetadata`.
+metadata has the key ``bicrossnet``, whose value is the JSON of `ModelMetadata`, and ``sha256``,
+the digest of that JSON and of every tensor (safetensors itself has no checksum).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 METADATA_KEY = 'bicrossnet'
+DIGEST_KEY = 'sha256'
 ARCHITECTURE = 'bnext'
 
 
@@ -197,7 +199,8 @@ def write_model(path: str | Path, model: Model) -> None:
     path = Path(path)
     check_tensors(model, source=str(path))
     tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
-    data = save(tensors, metadata={METADATA_KEY: model.metadata.to_json()})
+    entry = model.metadata.to_json()
+    data = save(tensors, metadata={METADATA_KEY: entry, DIGEST_KEY: _digest(entry, tensors)})
     partial = path.with_name(path.name + '.partial')
     partial.write_bytes(data)
     partial.replace(path)
@@ -229,9 +232,20 @@ def read_model(path: str | Path) -> Model:
             f'{path}: a safetensors file without the entry {METADATA_KEY!r}, so not a model of '
             f'this project; {_REMEDY}'
         )
-    model = Model(ModelMetadata.from_json(entries[METADATA_KEY], source=str(path)), tensors)
+    entry = entries[METADATA_KEY]
+    if entries.get(DIGEST_KEY) != _digest(entry, tensors):
+        raise ModelError(f'{path}: its checksum does not fit its content; copy it again')
+    model = Model(ModelMetadata.from_json(entry, source=str(path)), tensors)
     check_tensors(model, source=str(path))
     return model
+
+
+def _digest(entry: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(entry.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

