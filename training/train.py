@@ -255,10 +255,10 @@ def _resume(
     loss: SymmetricInfoNCE,
     optimizer: torch.optim.Optimizer,
 ) -> int:
-    """Restore the latest state; only the number of steps may differ from its configuration."""
+    """Restore the latest state; of its configuration, only steps and threads may differ."""
     state = load_checkpoint(out / 'checkpoint.pt')
-    wanted = asdict(config)
-    changed = [key for key in wanted if wanted[key] != state['config'].get(key) and key != 'steps']
+    wanted = {k: v for k, v in asdict(config).items() if k not in ('steps', 'threads')}
+    changed = [key for key in wanted if wanted[key] != state['config'].get(key)]
     if changed:
         raise ConfigError(
             f'{out}: the run was started with another {", ".join(changed)}; resume with its own '
