@@ -253,5 +253,11 @@ def _facts(summary: Mapping[str, Any], flight: Flight, gallery: Gallery) -> dict
         'map sources': ', '.join(str(one.get('name', '?')) for one in manifest.sources),
         'model': f'{manifest.model_name} ({manifest.model_id[:16]})',
         'version': f'bicrossnet_ros {summary["version"]}',
-        **{name.replace('_', ' '): value for name, value in summary['options'].items()},
+        **{name.replace('_', ' '): _word(value) for name, value in summary['options'].items()},
     }
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return 'not set' if value is None else value

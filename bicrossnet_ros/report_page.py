@@ -245,7 +245,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 def _frames(records: Sequence[FixRecord]) -> str:
     rows = ''.join(
-        f'<tr><th>{_e(one.file)}</th><td>{_e(one.reason.replace("_", " ") or one.status)}</td>'
+        f'<tr><th>{_e(one.file)}</th><td class="text">{_e(one.reason.replace("_", " ") or one.status)}</td>'
         f'<td>{_m(one.error_m)}</td><td>{_m(one.sigma_m)}</td><td>{_number(one.similarity)}</td>'
         f'<td>{one.inliers}</td><td class="text">{_e(one.detail)}</td></tr>'
         for one in records[:MAX_ROWS]
@@ -254,8 +254,8 @@ def _frames(records: Sequence[FixRecord]) -> str:
     tail = f'<p class="small">{more} more in fixes.csv.</p>' if more > 0 else ''
     return (
         f'<section><details><summary>All {len(records)} frames</summary><div class="scroll">'
-        '<table><thead><tr><th>frame</th><th>answer</th><th>error</th><th>sigma</th>'
-        f'<th>similarity</th><th>inliers</th><th>detail</th></tr></thead>{rows}</table></div>'
+        '<table><thead><tr><th>frame</th><th class="text">answer</th><th>error</th><th>sigma</th>'
+        f'<th>similarity</th><th>inliers</th><th class="text">detail</th></tr></thead>{rows}</table></div>'
         f'{tail}</details></section>'
     )
 
