@@ -53,9 +53,7 @@ def build_index(embeddings: Float32Array, parameters: dict[str, Any]) -> Any:
     index: Any = faiss.IndexFlatIP(size)
     if parameters['type'] == 'ivf':
         index = faiss.IndexIVFFlat(index, size, parameters['nlist'], faiss.METRIC_INNER_PRODUCT)
-        index.own_fields = True
         index.cp.seed = _IVF_SEED
-        index.quantizer.this.disown()
         index.train(np.ascontiguousarray(embeddings, np.float32))
         index.nprobe = parameters['nprobe']
     index.add(np.ascontiguousarray(embeddings, np.float32))
