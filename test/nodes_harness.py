@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
+import functools
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,6 +43,7 @@ CAMERA = Intrinsics(
 _domains = itertools.cycle(range(1 + os.getpid() % 90, 1 + os.getpid() % 90 + 11))
 
 
+@functools.cache
 def texture(seed: int = 7) -> np.ndarray:
     """An image that looks alike nowhere: blurred noise of several sizes and boxes."""
     rng = np.random.default_rng(seed)
@@ -76,10 +81,13 @@ def write_map(path: Path, image: np.ndarray) -> None:
         target.write(image.transpose(2, 0, 1))
 
 
-def build_gallery(folder: Path, *, name: str = 'test.gallery') -> Path:
-    """Build a gallery of `texture()` with the model that is shipped."""
+@functools.cache
+def shared_gallery() -> Path:
+    """A gallery of `texture()` with the model that is shipped, built once for all modules."""
+    folder = Path(tempfile.mkdtemp(prefix='test_gallery_'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_map(folder / 'map.tif', texture())
-    out = folder / name
+    out = folder / 'test.gallery'
     subprocess.run(
         [
             *(sys.executable, '-m', 'gallery_builder', 'build'),
@@ -230,9 +238,9 @@ class World:
         """Start the flight player."""
         return self.start([sys.executable, '-m', 'bicrossnet_ros.nodes.flight_player', *arguments])
 
-    def client(self) -> Client:
-        """A node of this process in the same domain."""
-        client = Client(self.domain)
+    def client(self, **topics: str) -> Client:
+        """A node of this process in the same domain; `topics` renames what it publishes."""
+        client = Client(self.domain, topics)
         self._clients.append(client)
         return client
 
@@ -254,7 +262,7 @@ def _yaml(value: object) -> str:
 class Client:
     """Plays camera, autopilot and ground station for the node `geolocalizer`."""
 
-    def __init__(self, domain: int) -> None:
+    def __init__(self, domain: int, topics: dict[str, str]) -> None:
         import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
         from geometry_msgs.msg import PoseWithCovarianceStamped
@@ -278,9 +286,9 @@ class Client:
         self._executor.add_node(self.node)
         publish = self.node.create_publisher
         self.publishers = {
-            'image': publish(Image, 'image', 10),
+            'image': publish(Image, topics.get('image', 'image'), 10),
             'image/compressed': publish(CompressedImage, 'image/compressed', 10),
-            'camera_info': publish(CameraInfo, 'camera_info', 10),
+            'camera_info': publish(CameraInfo, topics.get('camera_info', 'camera_info'), 10),
             'imu': publish(Imu, 'imu', 10),
             'range': publish(Range, 'range', 10),
             'odom': publish(Odometry, 'odom', 10),
@@ -315,6 +323,16 @@ class Client:
         until_s = time.monotonic() + duration_s
         while time.monotonic() < until_s:
             self._executor.spin_once(timeout_sec=0.05)
+
+    def listen(self, *topics: str) -> dict[str, list]:
+        """Collect what others publish on topics that this client could publish on itself."""
+        heard: dict[str, list] = {topic: [] for topic in topics}
+        for topic in topics:
+            publisher = self.publishers.pop(topic)
+            kind = publisher.msg_type
+            self.node.destroy_publisher(publisher)
+            self.node.create_subscription(kind, topic, heard[topic].append, 20)
+        return heard
 
     # Services
 
@@ -434,3 +452,30 @@ class Client:
         )
         report = answered('geolocalizer/report')[-1]
         return estimate_from_diagnostic(report.status[0]), answered('fix')[-1]
+
+
+@functools.cache
+def shared_install() -> Path:
+    """The package, built once with colcon in a workspace of its own; where it was installed."""
+    for module in ('colcon_core', 'colcon_ros', 'ament_package'):
+        pytest.importorskip(module, reason='needs colcon (the extra dev)')
+    folder = Path(tempfile.mkdtemp(prefix='test_colcon_'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source = folder / 'src' / 'bicrossnet_ros'
+    shutil.copytree(
+        REPOSITORY,
+        source,
+        ignore=shutil.ignore_patterns(
+            '.*', 'build', 'install', 'log', 'out', 'test', 'training', 'bench', '*.egg-info'
+        ),
+    )
+    result = subprocess.run(
+        [sys.executable, '-m', 'colcon', 'build'],
+        cwd=folder,
+        env={**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / 'install' / 'bicrossnet_ros'

@@ -13,9 +13,9 @@ import pytest
 from nodes_harness import (
     AGL_M,
     World,
-    build_gallery,
     distance_m,
     frame_at,
+    shared_gallery,
     texture,
 )
 
@@ -29,8 +29,8 @@ SENSORS = ('image', 'camera_info', 'imu', 'range')
 
 
 @pytest.fixture(scope='module')
-def gallery(tmp_path_factory) -> Path:
-    return build_gallery(tmp_path_factory.mktemp('gallery'))
+def gallery() -> Path:
+    return shared_gallery()
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ class PlayerNode(Node):  # type: ignore[misc]  # rclpy is not typed everywhere
         self._imu = self.create_publisher(Imu, 'imu', reliable)
         self._range = self.create_publisher(Range, 'range', reliable)
         self._gps = self.create_publisher(NavSatFix, 'gps/fix', reliable) if gps else None
-        self._clock = self.create_publisher(Clock, '/clock', reliable)
+        self._sim_clock = self.create_publisher(Clock, '/clock', reliable)
         self._report_topic = report_topic
         self._reported: set[tuple[int, int]] = set()
         self._report = self.create_subscription(
@@ -113,7 +113,7 @@ class PlayerNode(Node):  # type: ignore[misc]  # rclpy is not typed everywhere
 
     def publish_clock(self, at_s: float) -> None:
         """Say which time it is."""
-        self._clock.publish(Clock(clock=_to_message(at_s)))
+        self._sim_clock.publish(Clock(clock=_to_message(at_s)))
 
     def publish_frame(
         self, record: FlightRecord, frame: Frame, *, recorded_stamp: bool
