@@ -219,7 +219,8 @@ class GroundPatch:
     ----------
     image : ndarray of shape (H, W, 3), uint8
     mask : ndarray of shape (H, W), bool
-        Where the frame saw the ground; elsewhere the image repeats its edge, mirrored.
+        Where the frame saw the ground; elsewhere the image has the mean colour of what it saw, as
+        tiles at the border of a map have.
     gsd_m : float
         Metres per pixel.
     west_m, north_m : float
@@ -325,6 +326,8 @@ def ground_patch(
     mask &= (
         frame_from_patch[2, 0] * cols + frame_from_patch[2, 1] * rows + frame_from_patch[2, 2] > 0
     )
+    if mask.any() and not mask.all():
+        image[~mask] = np.rint(image[mask].mean(axis=0)).astype(np.uint8)
     return GroundPatch(image, mask, gsd_m, west_m, north_m, frame_from_patch)
 
 

@@ -127,6 +127,12 @@ class RegistrationConfig:
     enabled: bool = parameter(
         True, 'align with the map; without it the best tile centre is the position'
     )
+    patch_px: int = parameter(
+        512,
+        'longest side of the ground patch; coarser map levels are taken to keep to it',
+        64,
+        4096,
+    )
     max_windows: int = parameter(8, 'map windows around the best tiles that are tried', 1, 100)
     fallback_windows: int = parameter(
         40, 'more windows tried, in the order of similarity, when those give nothing', 0, 1000
@@ -136,8 +142,8 @@ class RegistrationConfig:
     threshold_m: float = parameter(
         0.75, 'a match within this distance of the model is an inlier', 0.05, 50
     )
-    min_inliers: int = parameter(25, 'inliers below which a registration is refused', 6, 5000)
-    min_inlier_share: float = parameter(0.15, 'share of inliers below which it is refused', 0, 1)
+    min_inliers: int = parameter(12, 'inliers below which a registration is refused', 6, 5000)
+    min_inlier_share: float = parameter(0.3, 'share of inliers below which it is refused', 0, 1)
     max_scale_error: float = parameter(
         0.35, 'deviation of the scale from the expected one beyond which it is refused', 0.01, 10
     )

@@ -126,7 +126,8 @@ def equal_contrast(image: ImageArray) -> NDArray[np.uint8]:
     mean = cv2.boxFilter(gray, -1, (LOCAL_PX, LOCAL_PX))
     square = cv2.boxFilter(gray * gray, -1, (LOCAL_PX, LOCAL_PX))
     deviation = np.sqrt(np.maximum(square - mean * mean, NOISE_FLOOR**2))
-    return np.clip(128.0 + LOCAL_GAIN * (gray - mean) / deviation, 0, 255).astype(np.uint8)
+    equal = np.clip(128.0 + LOCAL_GAIN * (gray - mean) / deviation, 0, 255)
+    return np.asarray(equal, np.uint8)
 
 
 def _root_sift(descriptors: NDArray[np.float32]) -> NDArray[np.uint8]:

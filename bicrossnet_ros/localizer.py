@@ -1,13 +1,58 @@
-"""The pipeline: frame -> ground patch -> embedding -> candidate tiles -> registration -> position."""
+"""The pipeline: frame -> ground patch -> embedding -> tiles -> registration -> position."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+from bicrossnet_ros.alignment import Aligner, Alignment
+from bicrossnet_ros.camera import FramePyramid, ground_patch
 from bicrossnet_ros.config import LocalizerConfig
-from bicrossnet_ros.types import Frame, PositionEstimate
+from bicrossnet_ros.errors import BiCrossNetError
+from bicrossnet_ros.gallery import Gallery
+from bicrossnet_ros.geodesy import grid_convergence_deg, to_projected, to_wgs84
+from bicrossnet_ros.hypotheses import Hypothesis, Knowledge, interpret
+from bicrossnet_ros.integrity import (
+    lead_over_elsewhere,
+    map_sigma_m,
+    tile_covariance,
+    tilt_covariance,
+)
+from bicrossnet_ros.positioning import Position, locate, top_heading_deg
+from bicrossnet_ros.registration import Refusal
+from bicrossnet_ros.retrieval import distinct_places, rank_tiles
+from bicrossnet_ros.tile_index import Float32Array
+from bicrossnet_ros.types import (
+    Frame,
+    ImageArray,
+    PositionEstimate,
+    Reason,
+    Status,
+    TileMatch,
+)
+
+# Tiles in a circle of half a tile around one, at the overlap of 0.75 that galleries have: what
+# must be ranked so that a number of distinct places comes out.
+TILES_PER_PLACE = 16
+
+
+class PatchEncoder(Protocol):
+    """What the localizer needs of an encoder; see `encoder.Encoder`."""
+
+    def encode(self, patches: ImageArray) -> Float32Array:
+        """uint8 RGB (N, H, W, 3) to unit rows (N, D)."""
 
 
 class Localizer:
     """Says where a frame was taken, or why it cannot.
+
+    Features of the map are kept between frames, so one localizer is used by one thread.
 
     Parameters
     ----------
@@ -15,15 +60,292 @@ class Localizer:
         From `bicrossnet_ros.gallery.open_gallery`.
     encoder : Encoder
         From `bicrossnet_ros.encoder.open_encoder`; the one that the gallery was made with.
-    config : LocalizerConfig
+    config : LocalizerConfig, optional
         Parameters of all stages.
     """
 
-    def __init__(self, gallery, encoder, config: LocalizerConfig | None = None) -> None:
+    def __init__(
+        self, gallery: Gallery, encoder: PatchEncoder, config: LocalizerConfig | None = None
+    ) -> None:
         self.gallery = gallery
         self.encoder = encoder
         self.config = config or LocalizerConfig()
+        self._aligner = Aligner(gallery, self.config.registration)
+        self._convergence_deg = grid_convergence_deg(gallery.crs, *gallery.origin)
+        self._map_accuracy_m = map_sigma_m(self.config.integrity, gallery.manifest.accuracy_m)
 
     def localize(self, frame: Frame) -> PositionEstimate:
-        """Estimate the position of one frame; bad input is a `no_fix`, never an exception."""
-        raise NotImplementedError
+        """Estimate the position of one frame.
+
+        Bad input is a `no_fix` with `Reason.BAD_INPUT` and a sentence, never an exception.
+        """
+        clock = _Clock()
+        attempt = _Attempt(self, clock)
+        try:
+            estimate = attempt.run(frame)
+        except BiCrossNetError as error:
+            estimate = _no_fix(Refusal(Reason.BAD_INPUT, str(error)))
+        return dataclasses.replace(estimate, stamp_s=frame.stamp_s, timings_ms=clock.finish())
+
+
+class _Clock:
+    """Milliseconds per stage; stages entered several times add up."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._stages = dict.fromkeys(('patch', 'encode', 'search', 'register'), 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stages[name] += 1e3 * (time.perf_counter() - begin)
+
+    def finish(self) -> dict[str, float]:
+        return self._stages | {'total': 1e3 * (time.perf_counter() - self._start)}
+
+
+def _no_fix(refusal: Refusal, matches: list[TileMatch] | None = None) -> PositionEstimate:
+    best = matches[0] if matches else None
+    return PositionEstimate(
+        stamp_s=math.nan,
+        status=Status.NO_FIX,
+        reason=refusal.reason,
+        detail=refusal.detail,
+        similarity=best.similarity if best else math.nan,
+        inliers=refusal.inliers,
+        tile_id=best.tile_id if best else -1,
+        candidates=tuple(matches or ()),
+    )
+
+
+class _Attempt:
+    """The stages for one frame, which share its pyramid and its knowledge."""
+
+    def __init__(self, localizer: Localizer, clock: _Clock) -> None:
+        self._gallery = localizer.gallery
+        self._encoder = localizer.encoder
+        self._config = localizer.config
+        self._aligner = localizer._aligner
+        self._convergence_deg = localizer._convergence_deg
+        self._map_accuracy_m = localizer._map_accuracy_m
+        self._clock = clock
+
+    def run(self, frame: Frame) -> PositionEstimate:
+        knowledge = interpret(frame, self._config.camera, convergence_deg=self._convergence_deg)
+        pyramid = FramePyramid(frame.image)
+        circle = self._circle(frame, knowledge)
+        ranked = self._rank(pyramid, knowledge, circle)
+        shown = ranked[: self._config.retrieval.candidates]
+        if not ranked:
+            return _no_fix(Refusal(Reason.NO_MAP_HERE, self._no_map_detail(frame)))
+        lowest = self._config.retrieval.min_similarity
+        if ranked[0].similarity < lowest:
+            detail = f'the best similarity is {ranked[0].similarity:.3f}; {lowest:g} is needed'
+            return _no_fix(Refusal(Reason.LOW_SIMILARITY, detail), shown)
+        tried = _hypothesis_of(ranked[0], knowledge)
+        with self._clock.stage('register'):
+            if not self._config.registration.enabled:
+                return self._from_tile(ranked, knowledge, tried)
+            found = self._register(pyramid, knowledge, tried, ranked)
+            if isinstance(found, Refusal):
+                return _no_fix(found, shown)
+            alignment, position = found
+            problem = _outside_prior(position, circle)
+            if problem:
+                refusal = Refusal(Reason.IMPLAUSIBLE, problem, alignment.registration.inliers)
+                return _no_fix(refusal, shown)
+            tile_id = self._nearest_tile(position)
+            return self._fix(
+                position,
+                shown,
+                tile_id=tile_id,
+                inliers=alignment.registration.inliers,
+                detail=f'{alignment.registration.inliers} of '
+                f'{alignment.registration.matches} matches agree',
+            )
+
+    def _circle(
+        self, frame: Frame, knowledge: Knowledge
+    ) -> tuple[tuple[float, float], float] | None:
+        """Where the image's middle may be: the prior's circle widened by what the view adds."""
+        if frame.prior is None:
+            return None
+        center = to_projected(self._gallery.crs, frame.prior.lat_deg, frame.prior.lon_deg)
+        reach_m = max(
+            float(np.linalg.norm(hypothesis.view.center_m)) for hypothesis in knowledge.hypotheses
+        )
+        return center, frame.prior.radius_m + reach_m + 0.5 * self._gallery.tile_size_m
+
+    def _no_map_detail(self, frame: Frame) -> str:
+        if frame.prior is None:
+            return 'the gallery has no tiles'
+        return (
+            f'no tile lies within {frame.prior.radius_m:.0f} m of '
+            f'({frame.prior.lat_deg:.6f}, {frame.prior.lon_deg:.6f})'
+        )
+
+    def _rank(
+        self,
+        pyramid: FramePyramid,
+        knowledge: Knowledge,
+        circle: tuple[tuple[float, float], float] | None,
+    ) -> list[TileMatch]:
+        manifest = self._gallery.manifest
+        with self._clock.stage('patch'):
+            patches = [
+                ground_patch(
+                    pyramid,
+                    hypothesis.view,
+                    size_px=(manifest.tile_px, manifest.tile_px),
+                    gsd_m=manifest.gsd_m,
+                ).image
+                for hypothesis in knowledge.hypotheses
+            ]
+        with self._clock.stage('encode'):
+            embeddings = self._encoder.encode(np.stack(patches))
+        registration, retrieval = self._config.registration, self._config.retrieval
+        places = registration.max_windows + registration.fallback_windows
+        count = retrieval.candidates
+        if registration.enabled:
+            count = max(count, TILES_PER_PLACE * places)
+        with self._clock.stage('search'):
+            return rank_tiles(
+                self._gallery,
+                embeddings,
+                [(guess.heading_deg, guess.agl_m) for guess in knowledge.hypotheses],
+                count=count,
+                center_m=circle[0] if circle else None,
+                radius_m=circle[1] if circle else None,
+            )
+
+    def _register(
+        self,
+        pyramid: FramePyramid,
+        knowledge: Knowledge,
+        tried: Hypothesis,
+        ranked: list[TileMatch],
+    ) -> tuple[Alignment, Position] | Refusal:
+        config = self._config.registration
+        query = self._aligner.query(pyramid, tried.view)
+        expectation = knowledge.expectation(tried, self._config)
+        refusal = Refusal(Reason.FEW_INLIERS, 'no map window was tried')
+        for start, count in (
+            (0, config.max_windows),
+            (config.max_windows, config.fallback_windows),
+        ):
+            places = distinct_places(
+                ranked, apart_m=self._aligner.apart_m, count=count, start=start
+            )
+            if not places:
+                break
+            found = self._aligner.align(query, places, expectation)
+            if isinstance(found, Alignment):
+                position = locate(
+                    found.registration,
+                    knowledge,
+                    tried,
+                    self._config,
+                    map_accuracy_m=self._map_accuracy_m,
+                )
+                return position if isinstance(position, Refusal) else (found, position)
+            refusal = found
+            if refusal.reason is Reason.AMBIGUOUS:
+                break
+        return refusal
+
+    def _from_tile(
+        self, ranked: list[TileMatch], knowledge: Knowledge, tried: Hypothesis
+    ) -> PositionEstimate:
+        """The best tile's centre for the image centre, if no tile elsewhere rivals it."""
+        best, manifest = ranked[0], self._gallery.manifest
+        shown = ranked[: self._config.retrieval.candidates]
+        tile_size_m = self._gallery.tile_size_m
+        lead = lead_over_elsewhere(ranked, tile_size_m=tile_size_m)
+        needed = self._config.retrieval.min_margin
+        if lead < needed:
+            detail = f'the best tile leads a tile elsewhere by {lead:.3f}; {needed:g} is needed'
+            return _no_fix(Refusal(Reason.AMBIGUOUS, detail), shown)
+        covariance = tile_covariance(
+            ranked, tile_size_m=tile_size_m, spacing_m=(1 - manifest.overlap) * tile_size_m
+        )
+        covariance = covariance + self._map_accuracy_m**2 * np.eye(2)
+        center = np.array([best.east_m, best.north_m])
+        integrity = self._config.integrity
+        sigma_deg = (
+            integrity.attitude_sigma_deg
+            if knowledge.attitude_known
+            else integrity.unknown_tilt_deg
+        )
+        position = Position(
+            camera_m=center - tried.view.center_m,
+            camera_covariance_m2=covariance + tilt_covariance(tried.agl_m, sigma_deg),
+            center_m=center,
+            center_covariance_m2=covariance,
+            agl_m=tried.agl_m if knowledge.agl_known else math.nan,
+            grid_heading_deg=top_heading_deg(tried.view.rotation),
+        )
+        detail = f'the best tile leads every tile elsewhere by {lead:.3f}'
+        return self._fix(position, shown, tile_id=best.tile_id, inliers=0, detail=detail)
+
+    def _nearest_tile(self, position: Position) -> int:
+        east = self._gallery.tile_east_m - position.center_m[0]
+        north = self._gallery.tile_north_m - position.center_m[1]
+        return int(np.argmin(east**2 + north**2))
+
+    def _fix(
+        self,
+        position: Position,
+        shown: list[TileMatch],
+        *,
+        tile_id: int,
+        inliers: int,
+        detail: str,
+    ) -> PositionEstimate:
+        camera = to_wgs84(self._gallery.crs, *position.camera_m.tolist())
+        center = to_wgs84(self._gallery.crs, *position.center_m.tolist())
+        return PositionEstimate(
+            stamp_s=math.nan,
+            status=Status.FIX,
+            reason=Reason.NONE,
+            detail=detail,
+            lat_deg=camera[0],
+            lon_deg=camera[1],
+            east_m=float(position.camera_m[0]),
+            north_m=float(position.camera_m[1]),
+            covariance_m2=position.camera_covariance_m2,
+            center_lat_deg=center[0],
+            center_lon_deg=center[1],
+            center_east_m=float(position.center_m[0]),
+            center_north_m=float(position.center_m[1]),
+            center_covariance_m2=position.center_covariance_m2,
+            agl_m=position.agl_m,
+            heading_deg=(position.grid_heading_deg - self._convergence_deg) % 360.0,
+            similarity=shown[0].similarity,
+            inliers=inliers,
+            tile_id=tile_id,
+            candidates=tuple(shown),
+        )
+
+
+def _hypothesis_of(match: TileMatch, knowledge: Knowledge) -> Hypothesis:
+    """The hypothesis that made a tile the best."""
+    return next(
+        guess
+        for guess in knowledge.hypotheses
+        if guess.heading_deg == match.heading_deg and guess.agl_m == match.agl_m
+    )
+
+
+def _outside_prior(position: Position, circle: tuple[tuple[float, float], float] | None) -> str:
+    if circle is None:
+        return ''
+    distance_m = float(np.linalg.norm(position.center_m - np.array(circle[0])))
+    if distance_m <= circle[1]:
+        return ''
+    return (
+        f'the place that fits lies {distance_m:.0f} m from the prior; '
+        f'expected at most {circle[1]:.0f} m'
+    )
