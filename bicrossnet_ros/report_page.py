@@ -14,6 +14,7 @@ from bicrossnet_ros.report_plots import error_svg
 from bicrossnet_ros.report_style import STYLE
 
 MAX_ROWS = 600
+TEXT = ' class="text"'
 
 
 @dataclass(frozen=True)
@@ -244,19 +245,28 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _frames(records: Sequence[FixRecord]) -> str:
-    rows = ''.join(
-        f'<tr><th>{_e(one.file)}</th><td class="text">{_e(one.reason.replace("_", " ") or one.status)}</td>'
-        f'<td>{_m(one.error_m)}</td><td>{_m(one.sigma_m)}</td><td>{_number(one.similarity)}</td>'
-        f'<td>{one.inliers}</td><td class="text">{_e(one.detail)}</td></tr>'
-        for one in records[:MAX_ROWS]
-    )
+    rows = ''.join(_frame_row(one) for one in records[:MAX_ROWS])
     more = len(records) - MAX_ROWS
     tail = f'<p class="small">{more} more in fixes.csv.</p>' if more > 0 else ''
+    heads = ''.join(
+        f'<th{left}>{name}</th>'
+        for name, left in (
+            *(('frame', ''), ('answer', TEXT), ('error', ''), ('sigma', '')),
+            *(('similarity', ''), ('inliers', ''), ('detail', TEXT)),
+        )
+    )
     return (
         f'<section><details><summary>All {len(records)} frames</summary><div class="scroll">'
-        '<table><thead><tr><th>frame</th><th class="text">answer</th><th>error</th><th>sigma</th>'
-        f'<th>similarity</th><th>inliers</th><th class="text">detail</th></tr></thead>{rows}</table></div>'
-        f'{tail}</details></section>'
+        f'<table><thead><tr>{heads}</tr></thead>{rows}</table></div>{tail}</details></section>'
+    )
+
+
+def _frame_row(record: FixRecord) -> str:
+    answer = record.reason.replace('_', ' ') or record.status
+    return (
+        f'<tr><th>{_e(record.file)}</th><td{TEXT}>{_e(answer)}</td><td>{_m(record.error_m)}</td>'
+        f'<td>{_m(record.sigma_m)}</td><td>{_number(record.similarity)}</td>'
+        f'<td>{record.inliers}</td><td{TEXT}>{_e(record.detail)}</td></tr>'
     )
 
 
