@@ -103,6 +103,9 @@ def test_checkpoint_exports_to_a_flying_model(whole_run, tmp_path, capsys):
     assert open_encoder(path).encode(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 512)
     assert export_main(['--untrained', 'nano', '--out', str(tmp_path / 'u.safetensors')]) == 0
     assert open_encoder(tmp_path / 'u.safetensors').model_name == 'u'
+    assert export_main(['--untrained', str(path), '--out', str(tmp_path / 'v.safetensors')]) == 0
+    assert open_encoder(tmp_path / 'v.safetensors').preprocessing.input_width_px == 32
+    assert export_main(['--untrained', 'huge', '--out', str(tmp_path / 'w.safetensors')]) == 2
     assert export_main([str(out / 'none.pt'), '--out', str(path)]) == 2
     assert export_main([str(out / 'final.pt'), '--out', str(tmp_path / 'x.onnx')]) == 2
     assert 'no such checkpoint' in capsys.readouterr().err

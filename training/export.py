@@ -2,6 +2,7 @@
 
     python -m training.export OUT/final.pt --out bnext_nano_96.safetensors
     python -m training.export --untrained nano --input-px 96 --out untrained.safetensors
+    python -m training.export --untrained LIKE.safetensors --out untrained.safetensors
 
 Beside the model file stands its training record, ``NAME.json``.
 """
@@ -19,7 +20,13 @@ import torch
 
 from bicrossnet_ros.engine.architecture import float_shapes, packed_shapes
 from bicrossnet_ros.engine.bits import pack_weights, unpack_weights
-from bicrossnet_ros.engine.model_file import ARCHITECTURE, Model, ModelMetadata, write_model
+from bicrossnet_ros.engine.model_file import (
+    ARCHITECTURE,
+    Model,
+    ModelMetadata,
+    read_model,
+    write_model,
+)
 from bicrossnet_ros.errors import BiCrossNetError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
 from training.checkpoint import git_revision, load_checkpoint
@@ -91,11 +98,37 @@ def from_checkpoint(path: Path, *, name: str, record: dict[str, Any]) -> Model:
     return make_model(network, name=name, input_px=config['input_px'], training=training)
 
 
-def untrained(size: str, *, name: str, input_px: int, seed: int) -> Model:
-    """Pack a freshly initialised network: the baseline that training must beat."""
+def untrained(like: str, *, name: str, input_px: int, seed: int) -> Model:
+    """Pack a freshly initialised network: the baseline that training must beat.
+
+    Parameters
+    ----------
+    like : str
+        A size of `training.models.CHANNELS`, or a model file whose channels and input are taken.
+    name : str
+        Name of the new model.
+    input_px : int
+        Side of the input, where `like` is a size.
+    seed : int
+        Of the weights.
+
+    Raises
+    ------
+    ModelError
+        If `like` is neither.
+    """
+    if like in CHANNELS:
+        channels = CHANNELS[like]
+    elif like.endswith('.safetensors'):
+        metadata = read_model(like).metadata
+        channels, input_px = metadata.channels, metadata.preprocessing.input_height_px
+    else:
+        raise ModelError(
+            f'--untrained {like}: expected one of {", ".join(CHANNELS)}, or a .safetensors model'
+        )
     torch.manual_seed(seed)
     training = {'recipe': 'untrained', 'seed': seed, 'git_revision': git_revision()}
-    return make_model(make_bnext(size), name=name, input_px=input_px, training=training)
+    return make_model(BNext(channels), name=name, input_px=input_px, training=training)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m training.export', description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('checkpoint', type=Path, nargs='?', help='checkpoint.pt or final.pt')
-    source.add_argument('--untrained', choices=CHANNELS, help='export random weights instead')
+    source.add_argument(
+        '--untrained', metavar='LIKE', help='export random weights: a size, or a model file'
+    )
     parser.add_argument('--out', type=Path, required=True, help='NAME.safetensors')
     parser.add_argument('--input-px', type=int, default=96, help='with --untrained')
     parser.add_argument('--seed', type=int, default=0, help='with --untrained')
