@@ -47,7 +47,7 @@ from gallery_builder.tiles import (
 )
 from gallery_builder.workplace import (
     Workplace,
-    is_published,
+    clear_published,
     open_workplace,
     partial_of,
 )
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 _GDAL_CACHE_MB = 128
 _AMBIGUITY_CHUNK = 1024
+_EXISTS = '{} exists already; give --force to replace it'
 
 
 def build(options: BuildOptions, encoder: Encoder, *, say: Callable[[str], None] = print) -> Path:
@@ -80,7 +81,10 @@ def build(options: BuildOptions, encoder: Encoder, *, say: Callable[[str], None]
     MapError, GalleryError, ModelError, ConfigError
         If it cannot be built; work done so far is kept and resumed by the next call.
     """
-    _check_existing(options)
+    if options.out.exists() and not (options.out / MANIFEST_NAME).is_file():
+        raise GalleryError(f'{options.out} exists and is not a gallery; choose another --out')
+    if options.out.exists() and not options.force and not partial_of(options.out).exists():
+        raise GalleryError(_EXISTS.format(options.out))
     sources = _describe_sources(options)
     plan = plan_build(sources, options, embedding_dim=encoder.embedding_dim)
     for source in sources:
@@ -88,8 +92,13 @@ def build(options: BuildOptions, encoder: Encoder, *, say: Callable[[str], None]
             low, high = source.scaling
             say(f'{source.path.name}: {source.dtype} values {low:g} to {high:g} become 0 to 255')
     say(plan.describe(options))
-    check_disk(plan, options.out.resolve().parent)
     fingerprint = _fingerprint(options, sources, encoder)
+    if clear_published(options.out, fingerprint):
+        say(f'{options.out} is complete')
+        return options.out
+    if options.out.exists() and not options.force:
+        raise GalleryError(_EXISTS.format(options.out))
+    check_disk(plan, options.out.resolve().parent)
     try:
         with (
             rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB),
@@ -259,18 +268,6 @@ class _Build:
         (folder / MANIFEST_NAME).write_text(text, encoding='ascii')
         Manifest.from_json(text)  # what we write, we can read
         return manifest
-
-
-def _check_existing(options: BuildOptions) -> None:
-    out = options.out
-    if not out.exists():
-        return
-    if is_published(out):
-        shutil.rmtree(partial_of(out))
-    if not (out / MANIFEST_NAME).is_file():
-        raise GalleryError(f'{out} exists and is not a gallery; choose another --out')
-    if not options.force:
-        raise GalleryError(f'{out} exists already; give --force to replace it')
 
 
 def _describe_sources(options: BuildOptions) -> list[Source]:

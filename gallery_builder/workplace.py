@@ -23,6 +23,7 @@ from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.manifest import MANIFEST_NAME, MAP_NAME
 from bicrossnet_ros.tile_index import Float32Array
 
+_FINGERPRINT = 'fingerprint'
 _SCHEMA = (
     'CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)',
     'CREATE TABLE IF NOT EXISTS ledger (step TEXT PRIMARY KEY, done INTEGER NOT NULL)',
@@ -106,13 +107,14 @@ class Workplace:
             _sync(path)
             path.chmod(0o444)  # QGIS would otherwise switch the map to a write-ahead log
         _sync(self.gallery)
+        old = self.folder / 'replaced'
         if self.out.exists():
-            old = self.folder / 'replaced'
             shutil.rmtree(old, ignore_errors=True)
             self.out.rename(old)
         self.gallery.rename(self.out)
         _sync(self.out.parent)
         self._connection.close()
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.folder)
 
 
@@ -159,19 +161,38 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f'{out.name}.partial')
 
 
-def is_published(out: Path) -> bool:
-    """Whether `out` is complete and only clearing away was interrupted."""
+def clear_published(out: Path, fingerprint: dict[str, Any]) -> bool:
+    """Finish the clearing away after an `out` that is complete.
+
+    Returns
+    -------
+    bool
+        Whether `out` is what a build with this fingerprint made, only just.
+    """
     folder = partial_of(out)
-    return (
-        (out / MANIFEST_NAME).is_file()
-        and folder.is_dir()
-        and not (folder / 'gallery').exists()
-        and (folder / 'work.sqlite').is_file()
-    )
+    if not (out / MANIFEST_NAME).is_file() or not folder.is_dir() or (folder / 'gallery').exists():
+        return False
+    made = _fingerprint_in(folder / 'work.sqlite')
+    shutil.rmtree(folder)
+    return made == json.dumps(fingerprint, sort_keys=True)
+
+
+def _fingerprint_in(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    connection = sqlite3.connect(path)
+    try:
+        row = connection.execute('SELECT value FROM facts WHERE name = ?', (_FINGERPRINT,))
+        found = row.fetchone()
+    except sqlite3.Error:
+        return None
+    finally:
+        connection.close()
+    return None if found is None else str(found[0])
 
 
 def _resume(workplace: Workplace, fingerprint: dict[str, Any], *, restart: bool) -> None:
-    begun = workplace.fact('fingerprint')
+    begun = workplace.fact(_FINGERPRINT)
     text = json.dumps(fingerprint, sort_keys=True)
     if begun is not None and begun != text and not restart:
         before = json.loads(begun)
@@ -190,7 +211,7 @@ def _resume(workplace: Workplace, fingerprint: dict[str, Any], *, restart: bool)
     lost = begun is not None and not (workplace.gallery / MAP_NAME).exists()
     if begun is None or restart or lost:
         workplace.reset()
-        workplace.remember('fingerprint', text)
+        workplace.remember(_FINGERPRINT, text)
 
 
 def _sync(path: Path) -> None:
