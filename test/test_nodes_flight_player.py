@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nodes_harness import REPOSITORY, World, distance_m, frame_at, shared_gallery, write_flight
 
 from bicrossnet_ros.errors import FlightError
 from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic
+from bicrossnet_ros.nodes.messages import attitude_from_quaternion, image_from_message
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytestmark = pytest.mark.ros
@@ -59,6 +61,70 @@ def test_every_frame_is_localised_at_its_recorded_time(world, flight, gallery):
         assert distance_m(estimate.lat_deg, estimate.lon_deg, lat_deg, lon_deg) < 1.0
 
 
+@pytest.mark.parametrize('kind', ['sqlite3', 'mcap'])
+def test_a_rosbag2_is_played_like_a_folder(world, tmp_path, kind):
+    bag = tmp_path / 'bag'
+    write_bag(bag, PIXELS[:2], kind)
+    client = world.client()
+    heard = client.listen('image', 'imu', 'range')
+    player = world.start_player(str(bag), '--hz', '5')
+    client.spin_until(lambda: player.popen.poll() is not None, timeout_s=30)
+    assert player.popen.returncode == 0, player.output
+    assert 'bag: 2 frames published, 0 skipped' in player.output
+    for message, (row, col) in zip(heard['image'], PIXELS, strict=False):
+        np.testing.assert_array_equal(image_from_message(message), frame_at(row, col)[0])
+    assert [one.range for one in heard['range']] == pytest.approx([100.0, 100.0])
+    q = heard['imu'][0].orientation
+    assert attitude_from_quaternion(q.x, q.y, q.z, q.w).heading_deg % 360 == pytest.approx(90.0)
+
+
+def write_bag(path: Path, pixels: list[tuple[int, int]], kind: str) -> None:
+    """A rosbag2 with images, orientation (heading east) and height, half a second apart."""
+    rosbags = pytest.importorskip('rosbags.rosbag2', reason='needs rosbags (the extra bag)')
+    from rosbags.typesys import Stores, get_typestore
+
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    types = store.types
+    vector = types['geometry_msgs/msg/Vector3'](0.0, 0.0, 0.0)
+    nine = np.zeros(9)
+    with rosbags.Writer(
+        path, version=rosbags.Writer.VERSION_LATEST, storage_plugin=plugin(rosbags, kind)
+    ) as writer:
+        names = {'/cam': 'Image', '/imu/data': 'Imu', '/rangefinder': 'Range'}
+        topics = {
+            topic: writer.add_connection(topic, f'sensor_msgs/msg/{name}', typestore=store)
+            for topic, name in names.items()
+        }
+        for number, (row, col) in enumerate(pixels):
+            time_ns = 1_700_000_000_000_000_000 + number * 500_000_000
+            stamp = types['builtin_interfaces/msg/Time'](
+                time_ns // 1_000_000_000, time_ns % 1_000_000_000
+            )
+            header = types['std_msgs/msg/Header'](stamp, 'base')
+            image = frame_at(row, col)[0]
+            height, width = image.shape[:2]
+            level_east = types['geometry_msgs/msg/Quaternion'](0.0, 0.0, 0.0, 1.0)
+            messages = {
+                '/cam': types['sensor_msgs/msg/Image'](
+                    header, height, width, 'rgb8', 0, 3 * width, image.reshape(-1)
+                ),
+                '/imu/data': types['sensor_msgs/msg/Imu'](
+                    header, level_east, nine, vector, nine, vector, nine
+                ),
+                '/rangefinder': types['sensor_msgs/msg/Range'](header, 1, 0.1, 0.1, 500.0, 100.0),
+            }
+            for topic, message in messages.items():
+                kind_name = f'sensor_msgs/msg/{names[topic]}'
+                writer.write(topics[topic], time_ns, store.serialize_cdr(message, kind_name))
+
+
+def plugin(rosbags, kind: str):
+    return {
+        'sqlite3': rosbags.StoragePlugin.SQLITE3,
+        'mcap': rosbags.StoragePlugin.MCAP,
+    }[kind]
+
+
 def test_recorded_pace_and_everything_around_the_image(world, flight):
     """Without a node: what is on the topics."""
     client = world.client()
@@ -76,6 +142,9 @@ def test_recorded_pace_and_everything_around_the_image(world, flight):
         ]
     assert heard['range'][0].range == pytest.approx(100.0)
     assert heard['image'][0].encoding == 'rgb8'
+    gps = heard['gps/fix'][0]
+    assert gps.status.status == gps.status.STATUS_FIX
+    assert gps.position_covariance[0] > 0.0
 
 
 def test_nobody_listens(world, flight):

@@ -422,6 +422,7 @@ def test_compressed_images_and_a_prior_from_gps(world, gallery):
         messages = client.messages(image, client.next_stamp_s())
         header = messages.pop('image').header
         gps = NavSatFix(header=header, latitude=gps_lat_deg, longitude=lon_deg)
+        gps.status.status = gps.status.STATUS_FIX
         messages['gps/fix'] = gps
         client.publish(messages)
         client.spin(0.2)
@@ -441,7 +442,7 @@ def test_compressed_images_and_a_prior_from_gps(world, gallery):
     assert 'not decodable' in estimate.detail
     # 50 km away there is no map; told to relocalize, the node looks everywhere.
     estimate, _ = shot(jpeg, lat_deg + 0.5)
-    assert estimate.reason is Reason.NO_MAP_HERE
+    assert estimate.reason is Reason.NO_MAP_HERE, estimate.detail
     assert client.trigger('relocalize').success
     estimate, _ = shot(jpeg, lat_deg + 0.5)
     assert estimate.is_fix, estimate.detail

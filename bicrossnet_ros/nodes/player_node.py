@@ -20,6 +20,7 @@ from sensor_msgs.msg import (
     Image,
     Imu,
     NavSatFix,
+    NavSatStatus,
     Range,
 )
 from std_msgs.msg import Header
@@ -197,6 +198,8 @@ def _range(stamp: Any, agl_m: float, attitude: Attitude | None) -> Range:
 
 def _gps(stamp: Any, record: FlightRecord) -> NavSatFix:
     message = NavSatFix(header=Header(stamp=stamp, frame_id='gps'))
+    message.status.status = NavSatStatus.STATUS_FIX
+    message.status.service = NavSatStatus.SERVICE_GPS
     message.latitude, message.longitude = record.lat_deg, record.lon_deg
     message.altitude = record.ellipsoid_m
     message.position_covariance = [0.0] * 9
