@@ -1,5 +1,6 @@
 """open_encoder: every kind of model file, and every kind of wrong one."""
 
+import json
 import shutil
 import threading
 
@@ -52,6 +53,14 @@ def test_shipped_model_says_what_it_is(encoder):
     assert encoder.model_name == 'bnext_nano_96'
     assert encoder.embedding_dim == 512
     assert encoder.preprocessing == Preprocessing(96, 96)
+
+
+def test_shipped_model_has_its_training_record():
+    record = json.loads(default_model_path().with_suffix('.json').read_text())
+    assert record == read_model(default_model_path()).metadata.training
+    assert {'data', 'licence', 'recipe', 'config', 'seed', 'git_revision'} <= record.keys()
+    assert record['images_seen'] > 0
+    assert 0 < record['validation']['recall_at_1'] <= record['validation']['recall_at_5'] <= 1
 
 
 def test_embeddings_have_unit_length(encoder):

@@ -89,7 +89,7 @@ def test_run_leaves_its_record(whole_run):
     assert state['step'] == 4
     assert state['git_revision'] == git_revision()
     assert state['figures'] == figures
-    assert set(figures) == {'recall_at_1', 'recall_at_5', 'recall_at_20'}
+    assert set(figures) == {'recall_at_1', 'recall_at_5', 'recall_at_20', 'tiles'}
 
 
 def test_checkpoint_exports_to_a_flying_model(whole_run, tmp_path, capsys):

@@ -100,9 +100,9 @@ def validation_views(scenes: NDArray[np.uint8], config: TrainConfig) -> Views:
 
 
 def validate(model: BNext, views: Views, preprocessing: Preprocessing) -> dict[str, float]:
-    """Recall of the validation queries among all validation tiles."""
+    """Recall of the validation queries among all validation tiles, and the number of these."""
     tiles, queries = (embed(model, patches, preprocessing) for patches in views)
-    return recall_at(tiles, queries)
+    return {**recall_at(tiles, queries), 'tiles': len(tiles)}
 
 
 def train_step(

@@ -220,7 +220,7 @@ def read_model(path: str | Path) -> Model:
     if not path.is_file():
         raise ModelError(f'{path}: no such model file; give the path of a NAME.safetensors')
     try:
-        with safe_open(path, framework='numpy') as file:
+        with safe_open(str(path), framework='numpy') as file:
             entries = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
