@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bicrossnet_ros.camera import FramePyramid, GroundView, apply, ground_patch
+from bicrossnet_ros.camera import (
+    FramePyramid,
+    GroundView,
+    apply,
+    clockwise,
+    ground_patch,
+    top_heading_deg,
+)
 from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, MapFeatures, extract
 from bicrossnet_ros.gallery import Gallery
@@ -38,7 +45,7 @@ class Query:
     center_m : ndarray of shape (2,)
         Ground point at the image's middle, in the same axes.
     reach_m : float
-        How far the footprint reaches from there along an axis.
+        How far the footprint reaches from there.
     gsd_m : float
         Resolution to look at the map with.
     """
@@ -88,6 +95,10 @@ class Aligner:
 
     def query(self, pyramid: FramePyramid, view: GroundView) -> Query:
         """Features of everything the frame sees of the ground."""
+        # Features are found whichever way the patch is turned: with the image's top up it has no
+        # empty corners, half the pixels of a north-up one at worst.
+        turn = clockwise(top_heading_deg(view.rotation))
+        view = GroundView(view.intrinsics, view.rotation @ turn, view.agl_m)
         footprint = view.footprint_m()
         low, high = footprint.min(axis=0), footprint.max(axis=0)
         gsd_m = self._level_gsd_m(float((high - low).max()))
@@ -100,12 +111,12 @@ class Aligner:
             middle_m=0.5 * (low + high),
         )
         found = extract(patch.image, patch.mask, max_features=self._config.max_features)
-        points = apply(patch.ground_from_patch, found.points)
+        points = apply(turn @ patch.ground_from_patch, found.points)
         center = view.center_m
         return Query(
             features=Features(points, found.descriptors),
-            center_m=center,
-            reach_m=float(np.abs(footprint - center).max()),
+            center_m=turn[:2, :2] @ center,
+            reach_m=float(np.linalg.norm(footprint - center, axis=1).max()),
             gsd_m=gsd_m,
         )
 

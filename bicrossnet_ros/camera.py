@@ -103,6 +103,18 @@ def _yaw_pitch_roll(yaw_deg: float, pitch_deg: float, roll_deg: float) -> FloatA
     )
 
 
+def top_heading_deg(rotation: FloatArray) -> float:
+    """Direction of the image's top on the ground, clockwise from grid north, in [0, 360)."""
+    east, north, _ = -rotation[1]
+    return math.degrees(math.atan2(east, north)) % 360.0
+
+
+def clockwise(rotation_deg: float) -> FloatArray:
+    """Rotation (3, 3) of (east, north, up) about the vertical, clockwise seen from above."""
+    cos, sin = math.cos(math.radians(rotation_deg)), math.sin(math.radians(rotation_deg))
+    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
 @dataclass(frozen=True)
 class GroundView:
     """A pinhole camera at a height above flat ground, its lens distortion taken away.

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from bicrossnet_ros.alignment import Aligner, Alignment
-from bicrossnet_ros.camera import FramePyramid, ground_patch
+from bicrossnet_ros.camera import FramePyramid, ground_patch, top_heading_deg
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.errors import BiCrossNetError
 from bicrossnet_ros.gallery import Gallery
@@ -24,7 +24,7 @@ from bicrossnet_ros.integrity import (
     tile_covariance,
     tilt_covariance,
 )
-from bicrossnet_ros.positioning import Position, locate, top_heading_deg
+from bicrossnet_ros.positioning import Position, locate
 from bicrossnet_ros.registration import Refusal
 from bicrossnet_ros.retrieval import distinct_places, rank_tiles
 from bicrossnet_ros.tile_index import Float32Array

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bicrossnet_ros.camera import apply
+from bicrossnet_ros.camera import apply, clockwise, top_heading_deg
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.hypotheses import Hypothesis, Knowledge
 from bicrossnet_ros.integrity import inflated, tilt_covariance
@@ -81,18 +81,6 @@ def locate(
     )
 
 
-def top_heading_deg(rotation: FloatArray) -> float:
-    """Direction of the image's top on the ground, clockwise from grid north, in [0, 360)."""
-    east, north, _ = -rotation[1]
-    return math.degrees(math.atan2(east, north)) % 360.0
-
-
-def _turn(rotation_deg: float) -> FloatArray:
-    """Rotation (3, 3) of the ground, clockwise seen from above."""
-    cos, sin = math.cos(math.radians(rotation_deg)), math.sin(math.radians(rotation_deg))
-    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-
-
 def _pose(
     registration: Registration,
     knowledge: Knowledge,
@@ -105,7 +93,7 @@ def _pose(
         knowledge.intrinsics,
         apply(tried.view.frame_from_ground, registration.source_m),
         registration.target_m,
-        rotation=tried.view.rotation @ _turn(registration.rotation_deg).T,
+        rotation=tried.view.rotation @ clockwise(registration.rotation_deg).T,
         position_m=np.array([*below, tried.agl_m * registration.scale]),
         tilt_sigma_deg=(
             integrity.attitude_sigma_deg
@@ -165,7 +153,7 @@ def _from_center(
     center_covariance = inflated(raw, config.integrity, map_accuracy_m=map_accuracy_m)
     # An unknown lens leaves the height open by the same factor that the offset scales with.
     doubt = tilt_covariance(height_m, tilt_sigma_deg) + 0.25 * np.outer(offset, offset)
-    turned = tried.view.rotation @ _turn(registration.rotation_deg).T
+    turned = tried.view.rotation @ clockwise(registration.rotation_deg).T
     return Position(
         camera_m=np.asarray(center + offset, np.float64),
         camera_covariance_m2=np.asarray(center_covariance + doubt, np.float64),
