@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # Streams of random numbers that never meet: (seed, stream, step).
 TRAINING_STREAM, VALIDATION_STREAM, NORM_STREAM = 0, 1, 2
 
+# What a resumed run may change: where it ends and how it is run, not what it learns from.
+CHANGEABLE = {'steps', 'threads', 'evaluate_every', 'checkpoint_every', 'norm_steps'}
+
 Views = tuple['NDArray[np.uint8]', 'NDArray[np.uint8]']
 
 
@@ -255,9 +258,9 @@ def _resume(
     loss: SymmetricInfoNCE,
     optimizer: torch.optim.Optimizer,
 ) -> int:
-    """Restore the latest state; of its configuration, only steps and threads may differ."""
+    """Restore the latest state; of its configuration, only `CHANGEABLE` may differ."""
     state = load_checkpoint(out / 'checkpoint.pt')
-    wanted = {k: v for k, v in asdict(config).items() if k not in ('steps', 'threads')}
+    wanted = {key: value for key, value in asdict(config).items() if key not in CHANGEABLE}
     changed = [key for key in wanted if wanted[key] != state['config'].get(key)]
     if changed:
         raise ConfigError(
