@@ -147,15 +147,23 @@ def test_a_safetensors_file_of_someone_else(tmp_path):
         read_model(path)
 
 
+def test_metadata_without_checksum(path):
+    model = read_model(path)
+    for entry in ('{', '[]', '{"model": {}}', model.metadata.to_json()):
+        save_file(dict(model.tensors), path, metadata={METADATA_KEY: entry})
+        with pytest.raises(ModelError, match='its metadata is incomplete'):
+            read_model(path)
+
+
 def rewrite_metadata(path, **changes):
     """Change the metadata in place, checksum included: a file of another version, not damage."""
     from bicrossnet_ros.engine import model_file
 
     model = read_model(path)
     values = json.loads(model.metadata.to_json()) | changes
-    entry = json.dumps({key: value for key, value in values.items() if value is not ...})
-    digest = model_file._digest(entry, model.tensors)
-    save_file(dict(model.tensors), path, metadata={METADATA_KEY: entry, 'sha256': digest})
+    kept = {key: value for key, value in values.items() if value is not ...}
+    entry = model_file._seal(json.dumps(kept, sort_keys=True), model.tensors)
+    save_file(dict(model.tensors), path, metadata={METADATA_KEY: entry})
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 Tensors: for every binary convolution ``<unit>.conv.bits`` (uint8, order in
 `bicrossnet_ros.engine.bits`), everything else float32 under the names of
 `bicrossnet_ros.engine.architecture`; BatchNorm is stored as trained, not folded. The file's
-metadata has the key ``bicrossnet``, whose value is the JSON of `ModelMetadata`, and ``sha256``,
-the digest of that JSON and of every tensor (safetensors itself has no checksum).
+metadata has the single key ``bicrossnet``, whose value is JSON: ``model``, the `ModelMetadata`,
+and ``sha256``, the digest of that and of every tensor (safetensors itself has no checksum). One
+key only: safetensors writes several in random order, and equal models must be equal files.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 METADATA_KEY = 'bicrossnet'
-DIGEST_KEY = 'sha256'
 ARCHITECTURE = 'bnext'
 
 
@@ -199,8 +199,7 @@ def write_model(path: str | Path, model: Model) -> None:
     path = Path(path)
     check_tensors(model, source=str(path))
     tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
-    entry = model.metadata.to_json()
-    data = save(tensors, metadata={METADATA_KEY: entry, DIGEST_KEY: _digest(entry, tensors)})
+    data = save(tensors, metadata={METADATA_KEY: _seal(model.metadata.to_json(), tensors)})
     partial = path.with_name(path.name + '.partial')
     partial.write_bytes(data)
     partial.replace(path)
@@ -232,16 +231,31 @@ def read_model(path: str | Path) -> Model:
             f'{path}: a safetensors file without the entry {METADATA_KEY!r}, so not a model of '
             f'this project; {_REMEDY}'
         )
-    entry = entries[METADATA_KEY]
-    if entries.get(DIGEST_KEY) != _digest(entry, tensors):
-        raise ModelError(f'{path}: its checksum does not fit its content; copy it again')
-    model = Model(ModelMetadata.from_json(entry, source=str(path)), tensors)
+    text = _unseal(entries[METADATA_KEY], tensors, source=str(path))
+    model = Model(ModelMetadata.from_json(text, source=str(path)), tensors)
     check_tensors(model, source=str(path))
     return model
 
 
-def _digest(entry: str, tensors: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256(entry.encode())
+def _seal(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Join the metadata's JSON with the digest of itself and the tensors."""
+    return json.dumps({'model': json.loads(text), 'sha256': _digest(text, tensors)})
+
+
+def _unseal(entry: str, tensors: Mapping[str, NDArray[Any]], *, source: str) -> str:
+    """Return the metadata's JSON; ModelError if the digest does not fit."""
+    try:
+        values = json.loads(entry)
+        text, digest = json.dumps(values['model'], sort_keys=True), values['sha256']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f'{source}: its metadata is incomplete ({error!r}); {_REMEDY}') from error
+    if digest != _digest(text, tensors):
+        raise ModelError(f'{source}: its checksum does not fit its content; copy it again')
+    return text
+
+
+def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].tobytes())
