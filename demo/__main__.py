@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from bicrossnet_ros.encoder import default_model_path
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
@@ -91,13 +92,13 @@ def prepare_gallery(chart: Path, out: Path) -> Path:
 
 def ros_environment() -> dict[str, str]:
     """Environment of the processes: this host, a domain of our own, the shipped DDS profile."""
-    profile = str(REPOSITORY / 'config' / 'fastdds.xml')
+    older = os.environ.get('ROS_DISTRO') in ('humble', 'jazzy')
+    profile = 'FASTRTPS_DEFAULT_PROFILES_FILE' if older else 'FASTDDS_DEFAULT_PROFILES_FILE'
     return {
         **os.environ,
         'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
         'ROS_DOMAIN_ID': os.environ.get('ROS_DOMAIN_ID', str(1 + os.getpid() % 100)),
-        'FASTDDS_DEFAULT_PROFILES_FILE': profile,
-        'FASTRTPS_DEFAULT_PROFILES_FILE': profile,
+        profile: str(REPOSITORY / 'config' / 'fastdds.xml'),
         'PYTHONUNBUFFERED': '1',
     }
 
@@ -171,7 +172,9 @@ def fly(flight: Flight, folder: Path, gallery: Path, out: Path) -> list[FixRecor
                 *accuracy,
             )
             player = processes.start(
-                'bicrossnet_ros.nodes.flight_player', str(folder), '--wait-for-report'
+                'bicrossnet_ros.nodes.flight_player',
+                str(folder),
+                *('--stamp', 'recorded', '--rate', '0', '--wait-for-report'),
             )
             listen(recorder, records, node, player, expected=len(flight.records))
     finally:
@@ -260,15 +263,21 @@ def run(options: argparse.Namespace) -> int:
             gallery=opened,
             notes=notes,
         )
-    fixes, wrong = summary['fixes'], summary['false_fixes']
-    error = summary['error_m']
     say(f'Report: {report / "report.html"}')
-    say(
-        f'{fixes} fixes over ROS for {len(flight.records)} frames, '
-        f'median error {error["median"]:.2f} m, 90 % {error["p90"]:.2f} m, '
-        f'{wrong} wrong by more than {FALSE_FIX_M:.0f} m'
+    say(closing_line(summary))
+    return 0 if summary['fixes'] and not summary['false_fixes'] else 1
+
+
+def closing_line(summary: dict[str, Any]) -> str:
+    """The figures that matter, in one line."""
+    text = f'{summary["fixes"]} fixes over ROS for {summary["frames"]} frames'
+    if not summary['fixes'] or not summary['with_truth']:
+        return text
+    error = summary['error_m']
+    return (
+        f'{text}, median error {error["median"]:.2f} m, 90 % {error["p90"]:.2f} m, '
+        f'{summary["false_fixes"]} wrong by more than {FALSE_FIX_M:.0f} m'
     )
-    return 0 if fixes and not wrong else 1
 
 
 if __name__ == '__main__':
