@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bicrossnet_ros.fix_record import FixRecord
-from bicrossnet_ros.report_map import GRADE_WORDS, MapPicture, describe, grade, map_svg
+from bicrossnet_ros.report_map import GRADE_WORDS, MapPicture, bound_95_m, grade, map_svg
 from bicrossnet_ros.report_plots import error_svg
 from bicrossnet_ros.report_style import STYLE
 
@@ -195,7 +195,7 @@ def _figure(pair: Pair) -> str:
     if record.is_fix:
         error = f'error {_m(record.error_m)}, ' if math.isfinite(record.error_m) else ''
         words = (
-            f'{error}sigma {_m(record.sigma_m)}, {record.inliers} inliers, '
+            f'{error}95% within {_m(bound_95_m(record))}, {record.inliers} inliers, '
             f'similarity {_number(record.similarity)}'
         )
     else:
@@ -251,7 +251,7 @@ def _frames(records: Sequence[FixRecord]) -> str:
     heads = ''.join(
         f'<th{left}>{name}</th>'
         for name, left in (
-            *(('frame', ''), ('answer', TEXT), ('error', ''), ('sigma', '')),
+            *(('frame', ''), ('answer', TEXT), ('error', ''), ('95% within', '')),
             *(('similarity', ''), ('inliers', ''), ('detail', TEXT)),
         )
     )
@@ -265,7 +265,7 @@ def _frame_row(record: FixRecord) -> str:
     answer = record.reason.replace('_', ' ') or record.status
     return (
         f'<tr><th>{_e(record.file)}</th><td{TEXT}>{_e(answer)}</td><td>{_m(record.error_m)}</td>'
-        f'<td>{_m(record.sigma_m)}</td><td>{_number(record.similarity)}</td>'
+        f'<td>{_m(bound_95_m(record))}</td><td>{_number(record.similarity)}</td>'
         f'<td>{record.inliers}</td><td{TEXT}>{_e(record.detail)}</td></tr>'
     )
 
@@ -299,6 +299,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return '-' if math.isnan(value) else f'{value:.2f}'
-
-
-__all__ = ['Pair', 'describe', 'page', 'verdict']

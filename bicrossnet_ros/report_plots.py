@@ -49,9 +49,8 @@ def error_svg(records: Sequence[FixRecord]) -> str:
             f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
             f'<text class="axis-y" x="{LEFT - 8}" y="{y + 5:.1f}">{10.0**exponent:g} m</text>'
         )
-    if axes.low <= math.log10(FALSE_FIX_M) <= axes.high:
-        y = axes.y(FALSE_FIX_M)
-        parts.append(f'<path class="limit" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+    y = axes.y(FALSE_FIX_M)
+    parts.append(f'<path class="limit" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text class="axis-y" x="{LEFT - 8}" y="{REFUSED_Y + 5}">no fix</text>')
     parts += _time_axis(axes)
     parts += [
@@ -70,7 +69,7 @@ def _axes(records: Sequence[FixRecord], span_s: float) -> _Axes:
     ]
     low = math.floor(math.log10(min(values))) if values else -1
     high = math.ceil(math.log10(max(values))) if values else 1
-    return _Axes(span_s, min(max(low, -3), -1), max(high, 1))
+    return _Axes(span_s, min(max(low, -3), -1), max(high, 2))  # the limit of a false fix shows
 
 
 def _times_s(records: Sequence[FixRecord]) -> list[float]:

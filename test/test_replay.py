@@ -166,6 +166,8 @@ def test_radius_keeps_candidates_near_the_recorded_position(world, encoder):
     radius_m = 60.0
     with open_gallery(gallery_path) as gallery:
         localizer = Localizer(gallery, encoder)
+        # The prior is about the camera; a tile is about the image's middle, up to half its side.
+        slack_m = 0.5 * gallery.tile_size_m + 40.0
         near = list(replay(flight, localizer.localize, radius_m=radius_m, limit=2))
         far = list(replay(flight, localizer.localize, limit=2))
     from bicrossnet_ros.evaluation import distance_m
@@ -178,8 +180,8 @@ def test_radius_keeps_candidates_near_the_recorded_position(world, encoder):
         ]
 
     assert reach_m(near)
-    assert max(reach_m(near)) <= radius_m + 0.5
-    assert max(reach_m(far)) > radius_m
+    assert max(reach_m(near)) <= radius_m + slack_m
+    assert max(reach_m(far)) > radius_m + slack_m
 
 
 def test_no_registration_rests_on_retrieval_alone(world, tmp_path):
