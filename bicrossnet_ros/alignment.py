@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bicrossnet_ros.camera import (
     FramePyramid,
@@ -29,9 +30,15 @@ from bicrossnet_ros.registration import (
 from bicrossnet_ros.retrieval import Place
 from bicrossnet_ros.types import FloatArray, Reason
 
-# A look with fewer inliers than this is chance: any two matches make a similarity.
+# Looks are made with the strongest features only.
+LOOK_FEATURES = 400
+# A look with fewer inliers than this is chance: any two matches make a similarity. With this many
+# the place is taken for found, and others are only asked whether they explain it as well.
 MIN_LOOK_INLIERS = 4
+STRONG_LOOK_INLIERS = 30
 MAX_CLOSE_LOOKS = 3
+# A close look needs the map that the patch covers, and this much around it.
+CLOSE_MARGIN = 1.2
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,22 @@ class Query:
 
 @dataclass(frozen=True)
 class Look:
-    """What a quick look at one place found; `center_m` is where it puts the image's middle."""
+    """What a quick look at one place found.
+
+    Parameters
+    ----------
+    place : Place
+    center_m : ndarray of shape (2,)
+        (east, north) where it puts the image's middle.
+    inliers : int
+    agreeing : ndarray of shape (inliers,)
+        Rows of the query's features.
+    """
 
     place: Place
-    inliers: int
     center_m: FloatArray
+    inliers: int
+    agreeing: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -127,7 +145,12 @@ class Aligner:
         return finest_m * 2.0 ** min(steps, self._manifest.grid.max_zoom)
 
     def align(
-        self, query: Query, places: list[Place], expectation: Expectation
+        self,
+        query: Query,
+        places: list[Place],
+        expectation: Expectation,
+        *,
+        others: list[Place],
     ) -> Alignment | Refusal:
         """The best place that fits, unless another one fits nearly as well.
 
@@ -138,8 +161,18 @@ class Aligner:
             Where to look.
         expectation : Expectation
             What a believable alignment looks like.
+        others : list of Place
+            Places where nothing was found, but that may rival what is found now.
         """
-        looks = [self._look(query, place, expectation) for place in places]
+        rivals = places + others
+        looks: list[Look] = []
+        strongest = query.features.strongest(LOOK_FEATURES)
+        for place in places:
+            looks.append(self._look(query, strongest, place, expectation))
+            if looks[-1].inliers >= STRONG_LOOK_INLIERS:
+                result = self._register(query, looks[-1], expectation)
+                if isinstance(result, Registration):
+                    return self._unless_ambiguous(result, looks[-1], query, rivals, expectation)
         looks.sort(key=lambda look: -look.inliers)
         best = looks[0].inliers if looks else 0
         refusal = Refusal(
@@ -151,54 +184,60 @@ class Aligner:
         for look in looks[:MAX_CLOSE_LOOKS]:
             if look.inliers < MIN_LOOK_INLIERS:
                 break
-            result = self._register(query, look.place, expectation)
+            result = self._register(query, look, expectation)
             if isinstance(result, Registration):
-                return self._unless_ambiguous(Alignment(result, look.place), query, looks)
+                return self._unless_ambiguous(result, look, query, rivals, expectation)
             if result.inliers > refusal.inliers or result.reason is Reason.IMPLAUSIBLE:
                 refusal = result
         return refusal
 
-    def _target(self, query: Query, place: Place) -> tuple[Features, FloatArray]:
-        origin = np.array([place.east_m, place.north_m])
+    def _target(self, query: Query, center_m: FloatArray, half_size_m: float) -> Features:
+        """Features of the map around a point, relative to it."""
         found = self._map.near(
-            place.east_m,
-            place.north_m,
-            half_size_m=query.reach_m + self._slack_m,
-            gsd_m=query.gsd_m,
+            float(center_m[0]), float(center_m[1]), half_size_m=half_size_m, gsd_m=query.gsd_m
         )
-        return Features(found.points - origin, found.descriptors), origin
+        return Features(found.points - center_m, found.descriptors)
 
-    def _look(self, query: Query, place: Place, expectation: Expectation) -> Look:
-        target, origin = self._target(query, place)
-        found = coarse_similarity(query.features, target, self._config, expectation)
+    def _look(
+        self, query: Query, features: Features, place: Place, expectation: Expectation
+    ) -> Look:
+        origin = np.array([place.east_m, place.north_m])
+        target = self._target(query, origin, query.reach_m + self._slack_m)
+        found = coarse_similarity(features, target, self._config, expectation)
         if found is None:
-            return Look(place, 0, origin)
+            return Look(place, origin, 0, np.zeros(0, np.int64))
         center = apply(found.matrix, query.center_m[None])[0] + origin
-        return Look(place, found.inliers, np.asarray(center, np.float64))
+        return Look(place, center, found.inliers, found.agreeing)
 
     def _register(
-        self, query: Query, place: Place, expectation: Expectation
+        self, query: Query, look: Look, expectation: Expectation
     ) -> Registration | Refusal:
-        target, origin = self._target(query, place)
-        return register(query.features, target, origin, self._config, expectation)
+        half_size_m = CLOSE_MARGIN * query.reach_m * min(expectation.max_scale, 1.5)
+        target = self._target(query, look.center_m, half_size_m)
+        return register(query.features, target, look.center_m, self._config, expectation)
 
     def _unless_ambiguous(
-        self, alignment: Alignment, query: Query, looks: list[Look]
+        self,
+        registration: Registration,
+        found: Look,
+        query: Query,
+        places: list[Place],
+        expectation: Expectation,
     ) -> Alignment | Refusal:
-        """The alignment, unless a quick look elsewhere found nearly as many matches as here."""
-        center = alignment.registration.to_map(query.center_m[None])[0]
+        """The alignment, unless the features that agreed fit a place elsewhere nearly as well."""
+        center = registration.to_map(query.center_m[None])[0]
         near_m = 2.0 * COARSE_FACTOR * self._config.threshold_m
-        here, elsewhere = 0, 0
-        for look in looks:
-            if np.linalg.norm(look.center_m - center) <= near_m:
-                here = max(here, look.inliers)
-            else:
-                elsewhere = max(elsewhere, look.inliers)
-        if here >= self._config.min_lead * elsewhere:
-            return alignment
+        features = query.features.take(found.agreeing)
+        rival = 0
+        for place in places:
+            look = self._look(query, features, place, expectation)
+            if np.linalg.norm(look.center_m - center) > near_m:
+                rival = max(rival, look.inliers)
+        if found.inliers >= self._config.min_lead * rival:
+            return Alignment(registration, found.place)
         return Refusal(
             Reason.AMBIGUOUS,
-            f'{here} matches agree on one place and {elsewhere} on another; '
+            f'{found.inliers} matches agree on one place, {rival} of them on another as well; '
             f'{self._config.min_lead:g} times as many are needed',
-            alignment.registration.inliers,
+            registration.inliers,
         )

@@ -61,6 +61,10 @@ class Features:
         """The first `count` of them."""
         return Features(self.points[:count], self.descriptors[:count])
 
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Features:
+        """Some of them."""
+        return Features(self.points[rows], self.descriptors[rows])
+
 
 def no_features() -> Features:
     """Features of a place without any."""

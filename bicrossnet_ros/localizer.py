@@ -26,7 +26,7 @@ from bicrossnet_ros.integrity import (
 )
 from bicrossnet_ros.positioning import Position, locate
 from bicrossnet_ros.registration import Refusal
-from bicrossnet_ros.retrieval import distinct_places, rank_tiles
+from bicrossnet_ros.retrieval import Place, distinct_places, rank_tiles
 from bicrossnet_ros.tile_index import Float32Array
 from bicrossnet_ros.types import (
     Frame,
@@ -232,6 +232,7 @@ class _Attempt:
         query = self._aligner.query(pyramid, tried.view)
         expectation = knowledge.expectation(tried, self._config)
         refusal = Refusal(Reason.FEW_INLIERS, 'no map window was tried')
+        tried_places: list[Place] = []
         for start, count in (
             (0, config.max_windows),
             (config.max_windows, config.fallback_windows),
@@ -241,7 +242,8 @@ class _Attempt:
             )
             if not places:
                 break
-            found = self._aligner.align(query, places, expectation)
+            found = self._aligner.align(query, places, expectation, others=tried_places)
+            tried_places += places
             if isinstance(found, Alignment):
                 position = locate(
                     found.registration,

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from bicrossnet_ros.camera import apply
 from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, match
 from bicrossnet_ros.types import FloatArray, Reason
 
-COARSE_FEATURES = 400
 RANSAC_ITERATIONS = 2000
 RANSAC_CONFIDENCE = 0.999
 # The similarity ignores what tilt remains, so its inliers may lie this much further off.
@@ -65,11 +65,14 @@ class Similarity:
     inliers : int
     matches : int
         Matches that had a say.
+    agreeing : ndarray of shape (inliers,)
+        Rows of the source features that agree.
     """
 
     matrix: FloatArray
     inliers: int
     matches: int
+    agreeing: NDArray[np.int64]
 
     @property
     def scale(self) -> float:
@@ -135,27 +138,23 @@ def coarse_similarity(
     config: RegistrationConfig,
     expectation: Expectation,
 ) -> Similarity | None:
-    """Quick look whether a patch may lie in a piece of map: its strongest features only.
-
-    Every place tried for a frame is weighed by this same test, so that their inliers compare.
-    """
-    query = source.strongest(COARSE_FEATURES)
-    pairs = match(query, target, ratio=config.ratio)
-    found = fit_similarity(query.points[pairs[:, 0]], target.points[pairs[:, 1]], config)
+    """Quick look whether a patch may lie in a piece of map; the shape must be believable."""
+    pairs = match(source, target, ratio=config.ratio)
+    found = fit_similarity(source, target, pairs, config)
     if found is None or _refused_shape(found.scale, found.rotation_deg, expectation):
         return None
     return found
 
 
 def fit_similarity(
-    source_m: FloatArray, target_m: FloatArray, config: RegistrationConfig
+    source: Features, target: Features, pairs: NDArray[np.int64], config: RegistrationConfig
 ) -> Similarity | None:
-    """Similarity by RANSAC from matched points (N, 2), None if there is none."""
-    if len(source_m) < 4:
+    """Similarity by RANSAC from matched rows (M, 2), None if there is none."""
+    if len(pairs) < 4:
         return None
     matrix, inliers = cv2.estimateAffinePartial2D(
-        source_m,
-        target_m,
+        source.points[pairs[:, 0]],
+        target.points[pairs[:, 1]],
         method=cv2.RANSAC,
         ransacReprojThreshold=COARSE_FACTOR * config.threshold_m,
         maxIters=RANSAC_ITERATIONS,
@@ -164,7 +163,8 @@ def fit_similarity(
     if matrix is None or not np.isfinite(matrix).all():
         return None
     full = np.vstack([matrix, [0.0, 0.0, 1.0]])
-    return Similarity(full, int(inliers.sum()), len(source_m))
+    agreeing = pairs[inliers.ravel() > 0, 0]
+    return Similarity(full, len(agreeing), len(pairs), agreeing)
 
 
 def register(
@@ -196,7 +196,7 @@ def register(
     """
     pairs = match(source, target, ratio=config.ratio)
     source_m, target_m = source.points[pairs[:, 0]], target.points[pairs[:, 1]]
-    similarity = fit_similarity(source_m, target_m, config)
+    similarity = fit_similarity(source, target, pairs, config)
     if similarity is None or similarity.inliers < config.min_inliers:
         count = 0 if similarity is None else similarity.inliers
         return Refusal(
