@@ -143,6 +143,26 @@ def test_retrieval_agrees_with_torch(encoder):
         assert recall_at(tiles, queries)['recall_at_1'] > 0.3
 
 
+def test_retrieval_agrees_with_torch_on_real_scenes(encoder, rsscn7):
+    from training.config import ViewConfig
+    from training.evaluate import embed, recall_at
+    from training.export import network_from_model
+    from training.scenes import list_scenes, load_scenes
+    from training.views import make_batch
+
+    scenes = load_scenes(list_scenes(rsscn7)[::56], scene_px=256)  # of the validation split
+    rng = np.random.default_rng(0)
+    views = make_batch(scenes, range(50), rng, places=2, size_px=96, config=ViewConfig())
+    network = network_from_model(read_model(default_model_path()))
+    by_torch = [embed(network, patches, encoder.preprocessing) for patches in views]
+    by_onnx = [encoder.encode(patches) for patches in views]
+    figures = [recall_at(tiles, queries) for tiles, queries in (by_torch, by_onnx)]
+    for name in figures[0]:
+        assert abs(figures[0][name] - figures[1][name]) <= 0.02, name
+    assert figures[1]['recall_at_1'] > 0.15  # untrained: 0.06; chance: 0.01
+    assert np.median((by_torch[1] * by_onnx[1]).sum(axis=1)) > 0.999
+
+
 def test_wrong_threads():
     for threads in (0, -1, 1000, 1.5, True):
         with pytest.raises(ConfigError, match='threads is'):

@@ -168,7 +168,7 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
     model = make_bnext(config.model)
     loss = SymmetricInfoNCE(config.temperature)
     optimizer = make_optimizer(model, loss, config)
-    start = _resume(out, config, model, loss, optimizer) if resume else 0
+    start, figures = _resume(out, config, model, loss, optimizer) if resume else (0, {})
     if not resume and (out / 'checkpoint.pt').exists():
         raise ConfigError(f'{out}: holds a run already; pass --resume or choose another --out')
     (out / 'config.yaml').write_text(yaml.safe_dump(asdict(config), sort_keys=False))
@@ -181,7 +181,6 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
         f'{len(scenes)} scenes to train on, {len(held_out[0])} places to validate on', flush=True
     )
 
-    figures: dict[str, float] = {}
     revision = git_revision()
     began = time.monotonic()
     for step in range(start, config.steps):
@@ -191,8 +190,8 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
         value = train_step(model, loss, optimizer, views, preprocessing, config)
         done, last = step + 1, step + 1 == config.steps
         if done % config.evaluate_every == 0 or last:
-            figures = validate(model, held_out, preprocessing)
-            _log(out, step=done, loss=value, **figures)
+            figures = {'step': done, **validate(model, held_out, preprocessing)}
+            _log(out, loss=value, **figures)
         if done % config.checkpoint_every == 0 or last:
             state = _state(
                 config, model, loss, optimizer, step=done, figures=figures, revision=revision
@@ -204,7 +203,7 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
 
     if config.norm_steps:
         figures = _keep_better_norms(model, scenes, held_out, preprocessing, config)
-        _log(out, step=config.steps, note='after re-estimating BatchNorm', **figures)
+        _log(out, note='after re-estimating BatchNorm', **figures)
     state = _state(
         config, model, loss, optimizer, step=config.steps, figures=figures, revision=revision
     )
@@ -224,10 +223,10 @@ def _keep_better_norms(
     figures = validate(model, held_out, preprocessing)
     reestimate_norms(model, scenes, preprocessing, config)
     after = validate(model, held_out, preprocessing)
-    if after['recall_at_1'] >= figures['recall_at_1']:
-        return after
-    model.load_state_dict(before)
-    return figures
+    if after['recall_at_1'] < figures['recall_at_1']:
+        model.load_state_dict(before)
+        after = figures
+    return {'step': config.steps, **after}
 
 
 def _state(
@@ -257,7 +256,7 @@ def _resume(
     model: BNext,
     loss: SymmetricInfoNCE,
     optimizer: torch.optim.Optimizer,
-) -> int:
+) -> tuple[int, dict[str, float]]:
     """Restore the latest state; of its configuration, only `CHANGEABLE` may differ."""
     state = load_checkpoint(out / 'checkpoint.pt')
     wanted = {key: value for key, value in asdict(config).items() if key not in CHANGEABLE}
@@ -270,7 +269,7 @@ def _resume(
     model.load_state_dict(state['model'])
     loss.load_state_dict(state['loss'])
     optimizer.load_state_dict(state['optimizer'])
-    return int(state['step'])
+    return int(state['step']), dict(state['figures'])
 
 
 def _log(out: Path, **values: Any) -> None:
