@@ -106,6 +106,7 @@ def search_index(
     k: int,
     parameters: dict[str, Any],
     allowed: MaskArray | None = None,
+    exact: bool = False,
 ) -> tuple[Float32Array, Int64Array]:
     """Best `k` rows of the index for each query.
 
@@ -118,6 +119,8 @@ def search_index(
         From `index_parameters`.
     allowed : ndarray of shape (T,), bool, optional
         Rows that may be found; default all.
+    exact : bool
+        Compare with every row whatever the index.
 
     Returns
     -------
@@ -143,7 +146,8 @@ def search_index(
     kinds: Any = faiss  # its stubs lack the keyword arguments of the parameter classes
     if parameters['type'] == 'ivf':
         # Within a radius all clusters are visited: the selector leaves few rows to compare.
-        probes = parameters['nlist'] if allowed is not None else parameters['nprobe']
+        everywhere = exact or allowed is not None
+        probes = parameters['nlist'] if everywhere else parameters['nprobe']
         search_parameters = kinds.SearchParametersIVF(nprobe=probes, **options)
     elif options:
         search_parameters = kinds.SearchParameters(**options)

@@ -140,7 +140,7 @@ class _Build:
             tile_count = self._write_tiles(raster)
             self._embed(raster, tile_count)
             index, parameters = self._write_index(raster, tile_count)
-            self._write_ambiguity(raster, index, tile_count)
+            self._write_ambiguity(raster, index, parameters, tile_count)
         return self._write_manifest(tile_count, parameters)
 
     def _open_map(self) -> GeoPackage:
@@ -216,7 +216,9 @@ class _Build:
         write_index(index, self._work.gallery / INDEX_NAME)
         return index, parameters
 
-    def _write_ambiguity(self, raster: GeoPackage, index: Any, tile_count: int) -> None:
+    def _write_ambiguity(
+        self, raster: GeoPackage, index: Any, parameters: dict[str, Any], tile_count: int
+    ) -> None:
         if self._work.done('ambiguity'):
             return
         centers_m = np.array([(tile.east_m, tile.north_m) for tile in raster.read_tiles()])
@@ -232,6 +234,7 @@ class _Build:
                     self._embeddings,
                     centers_m,
                     rows,
+                    parameters=parameters,
                     tile_size_m=tile_px * self._plan.grid.gsd_m,
                     reach=reach,
                 )

@@ -66,7 +66,9 @@ class Mosaic:
                 continue
             pixels, valid = self._read_source(number, window)
             wanted = valid & ~mask[:rows, :cols]
-            image[:rows, :cols][wanted] = pixels[wanted]
+            if not wanted.any():
+                continue
+            image[:rows, :cols][wanted] = to_8_bit(pixels[wanted], self._sources[number].scaling)
             mask[:rows, :cols] |= wanted
             if mask[:rows, :cols].all():
                 break
@@ -76,7 +78,7 @@ class Mosaic:
         """Close all files."""
         while self._open:
             _, pair = self._open.popitem()
-            for dataset in pair:
+            for dataset in reversed(pair):
                 dataset.close()
 
     def __enter__(self) -> Mosaic:
@@ -90,7 +92,7 @@ class Mosaic:
     ) -> None:
         self.close()
 
-    def _read_source(self, number: int, window: Window) -> tuple[ImageArray, MaskArray]:
+    def _read_source(self, number: int, window: Window) -> tuple[NDArray[Any], MaskArray]:
         source = self._sources[number]
         bands = sorted(set(source.bands))
         try:
@@ -101,8 +103,7 @@ class Mosaic:
             raise unreadable(source.path, error) from error
         picture, alpha = values[:-1], values[-1]
         valid = (alpha.astype(np.float32) > 127.0) & np.isfinite(picture).all(axis=0)
-        picture = picture[[bands.index(band) for band in source.bands]].transpose(1, 2, 0)
-        return to_8_bit(picture, source.scaling), valid
+        return picture[[bands.index(band) for band in source.bands]].transpose(1, 2, 0), valid
 
     def _warped(self, number: int) -> Any:
         if number in self._open:
@@ -202,15 +203,13 @@ def warp(dataset: Any, source: Source, *, crs: str, grid: Grid) -> Any:
     )
 
 
-def to_8_bit(picture: NDArray[Any], scaling: tuple[float, float] | None) -> ImageArray:
+def to_8_bit(values: NDArray[Any], scaling: tuple[float, float] | None) -> ImageArray:
     """Map `scaling` linearly to 0..255 and clip; without scaling the values are 8 bit already."""
     if scaling is None:
-        return np.ascontiguousarray(picture, np.uint8)
+        return np.asarray(values, np.uint8)
     low, high = scaling
-    with np.errstate(invalid='ignore'):
-        scaled = (picture.astype(np.float32) - low) * (255.0 / (high - low))
-    whole = np.clip(np.nan_to_num(np.rint(scaled), nan=0.0), 0, 255)
-    return np.asarray(whole, np.uint8)
+    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
 
 
 def _turns(source: Source) -> list[Source]:

@@ -178,6 +178,7 @@ def describe(
             raise MapError(f'map {path} has complex values; expected brightness, 8 or 16 bit')
         alpha = _alpha_band(dataset)
         scaling = None if dtype == 'uint8' else _sample_scaling(dataset, path, chosen)
+        _check_latitudes(dataset, crs_wkt, path)
         return Source(
             path=path,
             sha256=sha256_of(path, advance=advance),
@@ -278,6 +279,15 @@ def _check_transform(dataset: Any, path: Path) -> None:
     determinant = dataset.transform.determinant
     if not math.isfinite(determinant) or determinant == 0.0:
         raise MapError(f'map {path} has a geotransform without area: {dataset.transform!r}')
+
+
+def _check_latitudes(dataset: Any, crs_wkt: str, path: Path) -> None:
+    south, north = sorted((dataset.bounds.bottom, dataset.bounds.top))
+    if CRS.from_wkt(crs_wkt).is_geographic and (south < -90.001 or north > 90.001):
+        raise MapError(
+            f'map {path} claims latitudes from {south:g} to {north:g} degrees; its geotransform '
+            'or its CRS is wrong: georeference it again'
+        )
 
 
 def _date(text: str | None) -> str | None:

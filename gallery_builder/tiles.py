@@ -11,7 +11,7 @@ from bicrossnet_ros.errors import MapError, ModelError
 from bicrossnet_ros.geodesy import to_wgs84_many
 from bicrossnet_ros.geopackage import GeoPackage
 from bicrossnet_ros.geopackage_format import BLOCK_PX, Grid, TileRow
-from bicrossnet_ros.tile_index import Float32Array
+from bicrossnet_ros.tile_index import Float32Array, search_index
 from bicrossnet_ros.types import FloatArray, ImageArray, MaskArray
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def ambiguity(
     centers_m: FloatArray,
     rows: range,
     *,
+    parameters: dict[str, Any],
     tile_size_m: float,
     reach: int,
 ) -> FloatArray:
@@ -152,6 +153,8 @@ def ambiguity(
         East and north.
     rows : range
         The tiles asked for, R of them.
+    parameters : dict
+        Of the index.
     tile_size_m : float
     reach : int
         Nearest neighbours looked at first; more than there can be tiles within one tile size.
@@ -159,21 +162,23 @@ def ambiguity(
     Returns
     -------
     ndarray of shape (R,)
-        NaN where there is no such tile. Exact where the index is.
+        NaN where there is no such tile. Exact, whatever the index: a likeness that is
+        overlooked here would be a false confidence in flight.
     """
-    found, labels = index.search(embeddings[rows.start : rows.stop], min(reach, len(embeddings)))
+    found, labels = search_index(
+        index,
+        embeddings[rows.start : rows.stop],
+        k=min(reach, len(embeddings)),
+        parameters=parameters,
+        exact=True,
+    )
     here = centers_m[rows.start : rows.stop, None, :]
     offset_m = centers_m[np.maximum(labels, 0)] - here
-    far = (labels >= 0) & (np.hypot(offset_m[..., 0], offset_m[..., 1]) > tile_size_m)
+    far = (labels >= 0) & (
+        np.hypot(offset_m[..., 0], offset_m[..., 1]) > (1.0 + 1e-6) * tile_size_m
+    )
     best = np.asarray(np.where(far, found, -np.inf).max(axis=1), np.float64)
-    for number in np.flatnonzero(~far.any(axis=1)):
-        # Few tiles, or an approximate index that saw only neighbours: compare with every tile.
-        tile = rows.start + int(number)
-        offset_m = centers_m - centers_m[tile]
-        distant = np.hypot(offset_m[:, 0], offset_m[:, 1]) > tile_size_m
-        best[number] = (
-            float((embeddings[distant] @ embeddings[tile]).max()) if distant.any() else np.nan
-        )
+    best[~far.any(axis=1)] = np.nan
     return best
 
 
