@@ -23,7 +23,7 @@ from bicrossnet_ros.flight import HEADINGS, Flight, FlightRecord, open_flight
 from bicrossnet_ros.nodes.player_node import PlayerNode
 from bicrossnet_ros.types import Frame
 
-RESEND_AFTER_S = 10.0
+RESEND_AFTER_S = 30.0
 SENDS = 3
 RANGE_LIMIT = '0 is allowed with --wait-for-report only: as fast as the node goes'
 
