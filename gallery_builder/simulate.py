@@ -20,7 +20,7 @@ import yaml
 
 from bicrossnet_ros import geodesy
 from bicrossnet_ros.errors import ConfigError, MapError
-from bicrossnet_ros.types import ImageArray, MaskArray
+from bicrossnet_ros.types import FloatArray, ImageArray, MaskArray
 from gallery_builder.flight_plan import FlightPlan, Pose, fly, ground_center_m, ground_to_pixel
 from gallery_builder.mosaic import MapSources
 
@@ -67,13 +67,16 @@ def expose(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     radius = np.hypot(rows / image.shape[0] - 0.5, cols / image.shape[1] - 0.5)
     linear *= (1.0 - rng.uniform(0.1, 0.35) * radius**2)[..., None]
     linear = cv2.GaussianBlur(linear, (0, 0), float(rng.uniform(0.4, 1.1)))
-    length = int(rng.integers(1, 5))
-    if length > 1:
-        streak = np.zeros((length, length), np.float32)
-        np.fill_diagonal(streak, 1.0 / length)
-        linear = cv2.filter2D(linear, -1, streak if rng.random() < 0.5 else streak[:, ::-1].copy())
+    linear = cv2.filter2D(linear, -1, _streak(rng.uniform(1.0, 4.0), rng.random() < 0.5))
     linear = linear + rng.normal(0.0, rng.uniform(0.005, 0.02), linear.shape).astype(np.float32)
     return np.asarray(np.clip(linear * 255.0 + 0.5, 0, 255), np.uint8)
+
+
+def _streak(length_px: float, mirrored: bool) -> FloatArray:
+    """Motion blur along a diagonal, symmetric about the middle of the exposure, shape (5, 5)."""
+    weights = np.clip(length_px / 2.0 + 0.5 - np.abs(np.arange(-2, 3)), 0.0, 1.0)
+    kernel = np.diag(weights / weights.sum())
+    return np.ascontiguousarray(kernel[:, ::-1] if mirrored else kernel)
 
 
 COLUMNS = (
