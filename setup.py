@@ -66,7 +66,7 @@ setup(
     install_requires=[
         'numpy>=1.21',
         # The same cv2 module as opencv-python without its GUI: needs no libGL on a bare board.
-        'opencv-python-headless>=4.5.4',
+        'opencv-python-headless>=4.8',  # SIFT with precise upscaling
         'faiss-cpu>=1.7.2',
         'onnxruntime>=1.16',  # opset 18 with IR 9 and later
         'onnx>=1.14',

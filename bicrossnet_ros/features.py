@@ -111,7 +111,14 @@ def extract(image: ImageArray, mask: MaskArray, *, max_features: int) -> Feature
     )
     if not eroded.any():
         return no_features()
-    sift = cv2.SIFT.create(nfeatures=max_features, contrastThreshold=CONTRAST_THRESHOLD)
+    # Without precise upscaling all points lie a quarter pixel off along the image's axes: a bias
+    # that no longer cancels when patch and map are turned differently (0.14 m instead of 0.06 m on
+    # a simulated flight at 0.25 m per pixel).
+    sift = cv2.SIFT.create(
+        nfeatures=max_features,
+        contrastThreshold=CONTRAST_THRESHOLD,
+        enable_precise_upscale=True,
+    )
     keypoints, descriptors = sift.detectAndCompute(equal_contrast(image), eroded)
     if descriptors is None or len(keypoints) == 0:
         return no_features()
