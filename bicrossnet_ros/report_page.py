@@ -168,7 +168,7 @@ def _legend(records: Sequence[FixRecord]) -> str:
     return (
         f'<ul class="legend">{keys}<li><i class="key line"></i>true track</li></ul>'
         '<p class="small">Ellipses hold 95% by the fix&rsquo;s own covariance, drawn to scale: '
-        'most are smaller than their dot. A line leads from each fix to the truth. '
+        'a small one hides under its dot. A line leads from each fix to the truth. '
         'Rest the pointer on a dot for its frame.</p>'
     )
 

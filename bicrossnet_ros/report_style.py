@@ -27,7 +27,7 @@ svg path,svg polyline,svg ellipse{vector-effect:non-scaling-stroke}
 .map{border-radius:.5rem;background:#22262b;max-height:92vh}
 .track-edge,.track{fill:none;stroke-linejoin:round}
 .track-edge{stroke:#000;stroke-opacity:.55;stroke-width:4}.track{stroke:#fff;stroke-width:1.6}
-.oval{fill:#fff;fill-opacity:.12;stroke:#fff;stroke-width:1}
+.oval{fill:#fff;fill-opacity:.05;stroke:#fff;stroke-width:1}
 .e0{stroke:var(--e0);background:var(--e0)}.e1{stroke:var(--e1);background:var(--e1)}
 .e2{stroke:var(--e2);background:var(--e2)}.e3{stroke:var(--e3);background:var(--e3)}
 .eu{stroke:var(--eu);background:var(--eu)}.no{stroke:var(--no);background:var(--no)}
