@@ -72,6 +72,8 @@ class Look:
     place : Place
     center_m : ndarray of shape (2,)
         (east, north) where it puts the image's middle.
+    scale : float
+        Map metres per metre of the patch.
     inliers : int
     agreeing : ndarray of shape (inliers,)
         Rows of the query's features.
@@ -79,6 +81,7 @@ class Look:
 
     place: Place
     center_m: FloatArray
+    scale: float
     inliers: int
     agreeing: NDArray[np.int64]
 
@@ -205,14 +208,14 @@ class Aligner:
         target = self._target(query, origin, query.reach_m + self._slack_m)
         found = coarse_similarity(features, target, self._config, expectation)
         if found is None:
-            return Look(place, origin, 0, np.zeros(0, np.int64))
+            return Look(place, origin, 1.0, 0, np.zeros(0, np.int64))
         center = apply(found.matrix, query.center_m[None])[0] + origin
-        return Look(place, center, found.inliers, found.agreeing)
+        return Look(place, center, found.scale, found.inliers, found.agreeing)
 
     def _register(
         self, query: Query, look: Look, expectation: Expectation
     ) -> Registration | Refusal:
-        half_size_m = CLOSE_MARGIN * query.reach_m * min(expectation.max_scale, 1.5)
+        half_size_m = CLOSE_MARGIN * query.reach_m * look.scale
         target = self._target(query, look.center_m, half_size_m)
         return register(query.features, target, look.center_m, self._config, expectation)
 

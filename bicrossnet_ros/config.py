@@ -177,7 +177,7 @@ class IntegrityConfig:
     )
     min_sigma_m: float = parameter(0.1, 'smallest 1-sigma per axis ever reported', 0.001, 100)
     attitude_sigma_deg: float = parameter(
-        5.0, '1-sigma error of the roll and pitch that come with a frame', 0.1, 45
+        6.0, '1-sigma error of the roll and pitch that come with a frame', 0.1, 45
     )
     unknown_tilt_deg: float = parameter(
         10.0, '1-sigma of the camera off the vertical when the attitude is unknown', 0.1, 45
