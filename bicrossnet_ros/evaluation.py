@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bicrossnet_ros.errors import ConfigError
 from bicrossnet_ros.fix_record import FALSE_FIX_M, NAN, FixRecord, record_from_estimate
 from bicrossnet_ros.flight import FlightRecord
 from bicrossnet_ros.geodesy import LocalFrame, to_projected
@@ -90,20 +91,23 @@ def _error(
     if not all(map(math.isfinite, (*truth, *found))):
         return NAN, NAN
     # Covariances lie along east and north of the CRS, so the error is taken there.
-    truth_m, found_m = to_projected(crs, *truth), to_projected(crs, *found)
+    try:
+        truth_m, found_m = to_projected(crs, *truth), to_projected(crs, *found)
+    except ConfigError:  # a truth so far off that the CRS does not reach it: in no ellipse
+        return distance_m(truth, found), math.inf
     error_m = (found_m[0] - truth_m[0], found_m[1] - truth_m[1])
     return distance_m(truth, found), nees(error_m, covariance_m2)
 
 
 def distance_m(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Horizontal distance between two positions (lat_deg, lon_deg); NaN if one is not finite.
+    """Distance between two positions (lat_deg, lon_deg); NaN if one is not finite.
 
-    In the tangent plane at the first: exact to a millimetre within a few kilometres.
+    The straight line between the two points on the ellipsoid: shorter than the way along the
+    ground by less than a millimetre at 1 km, and never small for points far apart.
     """
     if not all(map(math.isfinite, (*one, *other))):
         return NAN
-    east_m, north_m, _ = LocalFrame(*one).to_enu_m(*other)
-    return math.hypot(east_m, north_m)
+    return float(np.linalg.norm(LocalFrame(*one).to_enu_m(*other)))
 
 
 def nees(error_m: tuple[float, float], covariance_m2: tuple[float, float, float]) -> float:

@@ -135,12 +135,24 @@ def test_candidates_are_measured_from_the_image_center():
     assert scored.candidate_distances_m == pytest.approx((math.hypot(8, 36), 10.0), abs=0.05)
 
 
-def test_distance_against_known_length_of_a_degree():
-    # One degree of latitude at the equator: 110574.4 m on the WGS84 ellipsoid (arc; its chord in
-    # the tangent plane is shorter by the angle's cube over six, about 6 m).
-    assert distance_m((0.0, 0.0), (0.01, 0.0)) == pytest.approx(1105.744, abs=0.01)
-    assert distance_m((0.0, 179.9999), (0.0, -179.9999)) == pytest.approx(22.264, abs=0.01)
+def test_distance_against_known_lengths():
+    # 0.01 degrees of latitude at the equator: 1105.743 m; of longitude: 1113.195 m (WGS84).
+    assert distance_m((0.0, 0.0), (0.01, 0.0)) == pytest.approx(1105.743, abs=0.01)
+    assert distance_m((0.0, 179.995), (0.0, -179.995)) == pytest.approx(1113.195, abs=0.01)
     assert math.isnan(distance_m((math.nan, 0.0), (0.0, 0.0)))
+
+
+def test_distance_to_the_antipode_is_not_small():
+    assert distance_m((0.0, 10.0), (0.0, -170.0)) == pytest.approx(2 * 6378137.0)
+
+
+@pytest.mark.parametrize('elsewhere', [(-TRUTH[0], TRUTH[1] + 180.0), (0.0, 7.0), (90.0, 0.0)])
+def test_truth_on_another_continent_is_a_false_fix(elsewhere):
+    far = FlightRecord('a', 0.0, truth_lat_deg=elsewhere[0], truth_lon_deg=elsewhere[1])
+    scored = score(fix(), far, crs=CRS)
+    assert scored.is_false_fix
+    assert scored.error_m > 1e6
+    assert scored.camera_nees > CHI2_95
 
 
 @pytest.mark.parametrize(
