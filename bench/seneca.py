@@ -57,8 +57,8 @@ def measure(name: str, model: Path, data: Path, out: Path) -> list[dict[str, flo
     folder = out / model.stem
     folder.mkdir(parents=True, exist_ok=True)
     gallery = folder / 'seneca.gallery'
-    if not gallery.exists():
-        run('gallery_builder', 'build', data / 'map.tif', '--out', gallery, '--model', model)
+    options = ('--out', gallery, '--model', model, '--force')
+    run('gallery_builder', 'build', data / 'map.tif', *options)
     rows = []
     for heading in HEADINGS:
         target = folder / f'heading_{heading}'
@@ -72,14 +72,14 @@ def measure(name: str, model: Path, data: Path, out: Path) -> list[dict[str, flo
 def figures(summary: dict) -> dict[str, float]:
     """Pick the table's figures from a summary."""
     return {
-        'recall_at_1': summary['recall']['1'],
-        'recall_at_5': summary['recall']['5'],
-        'recall_at_20': summary['recall']['20'],
+        'recall_at_1': summary['recall']['at_1'],
+        'recall_at_5': summary['recall']['at_5'],
+        'recall_at_20': summary['recall']['at_20'],
         'coverage': summary['coverage'],
         'median_m': summary['center_error_m']['median'],
         'p90_m': summary['center_error_m']['p90'],
         'false_fixes': summary['false_fixes'],
-        'median_ms': summary['latency_ms']['total']['median'],
+        'median_ms': summary['latency_ms']['total']['p50'],
     }
 
 
