@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 
 import bicrossnet_ros
-from bicrossnet_ros.errors import GalleryError
+from bicrossnet_ros.errors import GalleryError, MapError, ModelError
 from bicrossnet_ros.gallery import normalised
 from bicrossnet_ros.geopackage import GeoPackage
 from bicrossnet_ros.manifest import (
@@ -93,7 +93,7 @@ def build(options: BuildOptions, encoder: Encoder, *, say: Callable[[str], None]
             say(f'{source.path.name}: {source.dtype} values {low:g} to {high:g} become 0 to 255')
     say(plan.describe(options))
     fingerprint = _fingerprint(options, sources, encoder)
-    if clear_published(options.out, fingerprint):
+    if clear_published(options.out, fingerprint) and not options.force:
         say(f'{options.out} is complete')
         return options.out
     if options.out.exists() and not options.force:
@@ -104,7 +104,11 @@ def build(options: BuildOptions, encoder: Encoder, *, say: Callable[[str], None]
             rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB),
             open_workplace(options.out, fingerprint, restart=options.restart) as work,
         ):
-            manifest = _Build(options, encoder, sources, plan, work).run()
+            try:
+                manifest = _Build(options, encoder, sources, plan, work).run()
+            except (MapError, ModelError):
+                work.discard()  # the same command would fail again: there is nothing to resume
+                raise
             work.publish()
     except (OSError, sqlite3.OperationalError) as error:
         raise GalleryError(

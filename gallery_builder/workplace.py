@@ -23,6 +23,7 @@ from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.manifest import MANIFEST_NAME, MAP_NAME
 from bicrossnet_ros.tile_index import Float32Array
 
+_WORK = 'work.sqlite'
 _FINGERPRINT = 'fingerprint'
 _SCHEMA = (
     'CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)',
@@ -98,6 +99,17 @@ class Workplace:
         self._connection.execute('COMMIT')
         self.gallery.mkdir()
 
+    def discard(self) -> None:
+        """Leave nothing behind; what tells whose folder it was goes last."""
+        self._connection.close()
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _WORK:
+                path.unlink()
+        (self.folder / _WORK).unlink()
+        self.folder.rmdir()
+
     def publish(self) -> None:
         """Make the gallery appear under its name, whole, then clear away.
 
@@ -107,15 +119,13 @@ class Workplace:
             _sync(path)
             path.chmod(0o444)  # QGIS would otherwise switch the map to a write-ahead log
         _sync(self.gallery)
-        old = self.folder / 'replaced'
         if self.out.exists():
+            old = self.folder / 'replaced'
             shutil.rmtree(old, ignore_errors=True)
             self.out.rename(old)
         self.gallery.rename(self.out)
         _sync(self.out.parent)
-        self._connection.close()
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(self.folder)
+        self.discard()
 
 
 @contextmanager
@@ -145,7 +155,7 @@ def open_workplace(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise GalleryError(f'another process is building {out}; wait for it') from error
-        connection = sqlite3.connect(folder / 'work.sqlite', isolation_level=None)
+        connection = sqlite3.connect(folder / _WORK, isolation_level=None)
         try:
             for statement in _SCHEMA:
                 connection.execute(statement)
@@ -167,14 +177,15 @@ def clear_published(out: Path, fingerprint: dict[str, Any]) -> bool:
     Returns
     -------
     bool
-        Whether `out` is what a build with this fingerprint made, only just.
+        Whether `out` is what a build with this fingerprint has just made.
     """
     folder = partial_of(out)
     if not (out / MANIFEST_NAME).is_file() or not folder.is_dir() or (folder / 'gallery').exists():
         return False
-    made = _fingerprint_in(folder / 'work.sqlite')
+    made = _fingerprint_in(folder / _WORK)
     shutil.rmtree(folder)
-    return made == json.dumps(fingerprint, sort_keys=True)
+    # Without a fingerprint all but the folder was cleared: it was the last step of a build.
+    return made is None or made == json.dumps(fingerprint, sort_keys=True)
 
 
 def _fingerprint_in(path: Path) -> str | None:

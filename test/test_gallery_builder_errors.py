@@ -112,7 +112,7 @@ def test_useless_maps_are_refused_with_a_remedy(tmp_path, kind):
     make, message = MAPS[kind]
     with pytest.raises(MapError, match=message):
         build_gallery(tmp_path / 'out.gallery', make(tmp_path))
-    assert not (tmp_path / 'out.gallery').exists()
+    assert list(tmp_path.glob('out.gallery*')) == []
 
 
 OPTIONS = {
@@ -201,3 +201,4 @@ def test_a_model_without_unit_length_is_refused(tmp_path, chart):
 
     with pytest.raises(ModelError, match='length 2 to 2; expected 1'):
         build_gallery(tmp_path / 'out.gallery', chart, encoder=LongEncoder())
+    assert list(tmp_path.iterdir()) == []

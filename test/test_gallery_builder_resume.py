@@ -125,6 +125,8 @@ def crash_after(monkeypatch, count):
         (build_module, 'sha256_of'),
         (Path, 'rename'),
         (Path, 'chmod'),
+        (Path, 'unlink'),
+        (Path, 'rmdir'),
         (build_module.shutil, 'rmtree'),
     ):
         monkeypatch.setattr(owner, name, limited(getattr(owner, name)))
