@@ -15,14 +15,8 @@ from pathlib import Path
 import launch_stand_in
 import pytest
 import yaml
-from nodes_harness import (
-    REPOSITORY,
-    World,
-    distance_m,
-    frame_at,
-    shared_gallery,
-    shared_install,
-)
+from nodes_harness import World
+from nodes_scene import REPOSITORY, distance_m, frame_at, shared_gallery, shared_install
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytestmark = pytest.mark.ros

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nodes_harness import REPOSITORY, World, distance_m, frame_at, shared_gallery, write_flight
+from nodes_harness import World
+from nodes_scene import REPOSITORY, distance_m, frame_at, shared_gallery, write_flight
 
 from bicrossnet_ros.errors import FlightError
 from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic

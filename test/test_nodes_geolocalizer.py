@@ -10,14 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from nodes_harness import (
-    AGL_M,
-    World,
-    distance_m,
-    frame_at,
-    shared_gallery,
-    texture,
-)
+from nodes_harness import World
+from nodes_scene import AGL_M, distance_m, frame_at, shared_gallery, texture
 
 from bicrossnet_ros.nodes.messages import quaternion_from_attitude
 from bicrossnet_ros.types import Attitude, Reason
@@ -51,6 +45,7 @@ def running(gallery, tmp_path_factory):
     assert process.stop() == 0, process.output
     world.close()
     assert 'internal error' not in process.output
+    assert 'XMLPARSER' not in process.output, 'the DDS profile was not read'
 
 
 def set_orientation(messages, attitude: Attitude) -> None:

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from nodes_harness import REPOSITORY, shared_install
+from nodes_scene import REPOSITORY, shared_install
 
 import bicrossnet_ros
 

@@ -303,8 +303,9 @@ def main(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
-        # Under a launch file Ctrl-C arrives twice, and the second one would interrupt this.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Under a launch file Ctrl-C arrives twice, and SIGTERM follows: they would interrupt this.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.stop()
         if executor is not None:
