@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import random
@@ -37,6 +38,12 @@ def free_domain() -> tuple[int, IO[str]]:
     raise AssertionError('all ROS domains are in use')
 
 
+def _die_with_parent() -> None:
+    """A node that outlives a killed test run would answer in the tests of the next one."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 class Process:
     """A node as a real process; its output goes to a file that a failing test can show."""
 
@@ -44,7 +51,12 @@ class Process:
         self._log = log
         with log.open('w', encoding='utf-8') as stream:
             self.popen = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=env
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=REPOSITORY,
+                env=env,
+                preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
             )
 
     @property

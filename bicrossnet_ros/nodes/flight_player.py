@@ -195,6 +195,11 @@ def run(args: list[str] | None = None) -> int:
         player.play()
     except (KeyboardInterrupt, ExternalShutdownException):
         print('interrupted', file=sys.stderr)
+    except RuntimeError:
+        # A signal may end the context while something is about to wait or publish: an RCLError.
+        if rclpy.ok():
+            raise
+        print('interrupted', file=sys.stderr)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

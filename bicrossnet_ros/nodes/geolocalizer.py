@@ -302,6 +302,10 @@ def main(args: list[str] | None = None) -> None:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:
+        # A signal may end the context while the executor is about to wait: an RCLError.
+        if rclpy.ok():
+            raise
     finally:
         # Under a launch file Ctrl-C arrives twice, and SIGTERM follows: they would interrupt this.
         for number in (signal.SIGINT, signal.SIGTERM):
