@@ -49,7 +49,7 @@ $(VENV)/.demo: $(VENV)/.made $(PACKAGE_FILES)
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing the training and test tools into $(VENV) (once, some minutes) ..."
-	$(PIP) -e '.[training,bag,test,dev]'
+	$(PIP) -e '.[training,bench,bag,test,dev]'
 	touch $@
 
 comma := ,
