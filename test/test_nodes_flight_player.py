@@ -12,7 +12,11 @@ from nodes_scene import REPOSITORY, distance_m, frame_at, shared_gallery, write_
 
 from bicrossnet_ros.errors import FlightError
 from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic
-from bicrossnet_ros.nodes.messages import attitude_from_quaternion, image_from_message
+from bicrossnet_ros.nodes.messages import (
+    attitude_from_quaternion,
+    image_from_compressed,
+    image_from_message,
+)
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytestmark = pytest.mark.ros
@@ -146,6 +150,17 @@ def test_recorded_pace_and_everything_around_the_image(world, flight):
     gps = heard['gps/fix'][0]
     assert gps.status.status == gps.status.STATUS_FIX
     assert gps.position_covariance[0] > 0.0
+
+
+def test_compressed_images(world, flight):
+    client = world.client()
+    heard = client.listen('image/compressed')
+    player = world.start_player(str(flight), '--compressed', '--hz', '5', '--limit', '2')
+    client.spin_until(lambda: player.popen.poll() is not None, timeout_s=30)
+    assert player.popen.returncode == 0, player.output
+    image = image_from_compressed(heard['image/compressed'][0])
+    difference = image.astype(float) - frame_at(*PIXELS[0])[0]
+    assert np.abs(difference).mean() < 8.0  # JPEG
 
 
 def test_nobody_listens(world, flight):
