@@ -57,7 +57,7 @@ def measure(name: str, model: Path, data: Path, out: Path) -> list[dict[str, flo
     folder = out / model.stem
     folder.mkdir(parents=True, exist_ok=True)
     gallery = folder / 'seneca.gallery'
-    options = ('--out', gallery, '--model', model, '--force')
+    options = ('--out', gallery, '--model', model, '--force', '--restart')
     run('gallery_builder', 'build', data / 'map.tif', *options)
     rows = []
     for heading in HEADINGS:

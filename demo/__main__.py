@@ -77,16 +77,8 @@ def prepare_gallery(chart: Path, out: Path) -> Path:
     """Build the gallery with the shipped model, anew on every run: it takes seconds."""
     say(f'3/4  The gallery of {chart.name}')
     gallery = out / f'{chart.stem}.gallery'
-    tool(
-        'gallery_builder',
-        'build',
-        chart,
-        '--out',
-        gallery,
-        '--model',
-        default_model_path(),
-        '--force',
-    )
+    options = ('--out', gallery, '--model', default_model_path(), '--force', '--restart')
+    tool('gallery_builder', 'build', chart, *options)
     return gallery
 
 

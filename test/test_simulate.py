@@ -10,11 +10,14 @@ from bicrossnet_ros.errors import ConfigError, MapError
 from bicrossnet_ros.flight import open_flight
 from gallery_builder.flight_plan import FlightPlan, Pose, fly, ground_center_m, ground_to_pixel
 
-rasterio = pytest.importorskip('rasterio', reason='the builder extra is not installed')
+pytest.importorskip('rasterio', reason='the builder extra is not installed')
 
-from gallery_builder.__main__ import main  # noqa: E402
-from gallery_builder.mosaic import MapSources  # noqa: E402
-from gallery_builder.simulate import expose, render  # noqa: E402
+import rasterio
+from gallery_fixtures import textured, write_map
+
+from gallery_builder.__main__ import main
+from gallery_builder.mosaic import MapSources
+from gallery_builder.simulate import expose, render
 
 WEST_M, NORTH_M, GSD_M, SIDE_PX = 300000.0, 4500300.0, 0.25, 1200
 
@@ -22,27 +25,9 @@ WEST_M, NORTH_M, GSD_M, SIDE_PX = 300000.0, 4500300.0, 0.25, 1200
 @pytest.fixture(scope='module')
 def map_path(tmp_path_factory):
     """300 x 300 m of smooth texture at 0.25 m in UTM 17N."""
-    rng = np.random.default_rng(3)
-    image = np.zeros((SIDE_PX, SIDE_PX, 3), np.float32)
-    for sigma in (4, 16, 64):
-        layer = cv2.GaussianBlur(rng.normal(size=image.shape).astype(np.float32), (0, 0), sigma)
-        image += layer / layer.std()
-    pixels = np.clip(128 + 30 * image, 0, 255).astype(np.uint8)
     path = tmp_path_factory.mktemp('map') / 'texture.tif'
-    with rasterio.open(
-        path,
-        'w',
-        driver='GTiff',
-        width=SIDE_PX,
-        height=SIDE_PX,
-        count=3,
-        dtype='uint8',
-        crs='EPSG:32617',
-        transform=rasterio.transform.from_origin(WEST_M, NORTH_M, GSD_M, GSD_M),
-        photometric='rgb',
-    ) as raster:
-        raster.write(pixels.transpose(2, 0, 1))
-    return path
+    pixels = textured(SIDE_PX, SIDE_PX, seed=3)
+    return write_map(path, pixels, west_m=WEST_M, north_m=NORTH_M, gsd_m=GSD_M)
 
 
 def pose(**changes):
