@@ -93,8 +93,8 @@ setup(
     },
     entry_points={
         'console_scripts': [
-            f'geolocalizer = {NAME}.nodes.geolocalizer:main',
-            f'flight_player = {NAME}.nodes.flight_player:main',
+            f'geolocalizer = {NAME}.nodes.entry:geolocalizer',
+            f'flight_player = {NAME}.nodes.entry:flight_player',
             f'bicrossnet-replay = {NAME}.replay:main',
             'bicrossnet-gallery = gallery_builder.__main__:main',
         ],

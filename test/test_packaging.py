@@ -163,3 +163,19 @@ def test_installed_executables_start(installed):
         )
         assert result.returncode == 0, result.stderr
         assert 'usage' in result.stdout
+
+
+@pytest.mark.parametrize('name', ['geolocalizer', 'flight_player'])
+def test_without_ros_an_executable_says_what_to_install(name):
+    program = (
+        'import sys\n'
+        'sys.modules["rclpy"] = None\n'  # importing it now raises, as if it were not there
+        'from bicrossnet_ros.nodes import entry\n'
+        f'sys.exit(entry.{name}())\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f'{name} needs ROS 2' in done.stderr
+    assert 'Traceback' not in done.stderr
