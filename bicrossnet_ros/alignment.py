@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bicrossnet_ros.camera import (
     FramePyramid,
@@ -20,7 +19,6 @@ from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, MapFeatures, extract
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.registration import (
-    COARSE_FACTOR,
     Expectation,
     Refusal,
     Registration,
@@ -29,6 +27,7 @@ from bicrossnet_ros.registration import (
 )
 from bicrossnet_ros.retrieval import Place
 from bicrossnet_ros.types import FloatArray, Reason
+from bicrossnet_ros.uniqueness import count_elsewhere, find_witnesses
 
 # Looks are made with the strongest features only.
 LOOK_FEATURES = 400
@@ -75,15 +74,12 @@ class Look:
     scale : float
         Map metres per metre of the patch.
     inliers : int
-    agreeing : ndarray of shape (inliers,)
-        Rows of the query's features.
     """
 
     place: Place
     center_m: FloatArray
     scale: float
     inliers: int
-    agreeing: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -208,9 +204,9 @@ class Aligner:
         target = self._target(query, origin, query.reach_m + self._slack_m)
         found = coarse_similarity(features, target, self._config, expectation)
         if found is None:
-            return Look(place, origin, 1.0, 0, np.zeros(0, np.int64))
+            return Look(place, origin, 1.0, 0)
         center = apply(found.matrix, query.center_m[None])[0] + origin
-        return Look(place, center, found.scale, found.inliers, found.agreeing)
+        return Look(place, center, found.scale, found.inliers)
 
     def _register(
         self, query: Query, look: Look, expectation: Expectation
@@ -227,20 +223,27 @@ class Aligner:
         places: list[Place],
         expectation: Expectation,
     ) -> Alignment | Refusal:
-        """The alignment, unless the features that agreed fit a place elsewhere nearly as well."""
-        center = registration.to_map(query.center_m[None])[0]
-        near_m = 2.0 * COARSE_FACTOR * self._config.threshold_m
-        features = query.features.take(found.agreeing)
+        """The alignment, unless what fits there fits another place nearly as well."""
+        features = query.features.strongest(LOOK_FEATURES)
+        # Relative to a point nearby: single precision has room for that, not for a northing.
+        origin = registration.origin_m
+        witnesses = find_witnesses(
+            features,
+            apply(registration.homography, features.points),
+            self._target(query, found.center_m, CLOSE_MARGIN * query.reach_m * found.scale),
+            self._config,
+        )
         rival = 0
         for place in places:
-            look = self._look(query, features, place, expectation)
-            if np.linalg.norm(look.center_m - center) > near_m:
-                rival = max(rival, look.inliers)
-        if found.inliers >= self._config.min_lead * rival:
+            center = np.array([place.east_m, place.north_m])
+            around = self._target(query, center, query.reach_m + self._slack_m)
+            target = Features(around.points + (center - origin), around.descriptors)
+            rival = max(rival, count_elsewhere(witnesses, target, self._config, expectation))
+        if len(witnesses) >= self._config.min_lead * rival:
             return Alignment(registration, found.place)
         return Refusal(
             Reason.AMBIGUOUS,
-            f'{found.inliers} matches agree on one place, {rival} of them on another as well; '
+            f'{len(witnesses)} features fit one place and {rival} of them another as well; '
             f'{self._config.min_lead:g} times as many are needed',
             registration.inliers,
         )

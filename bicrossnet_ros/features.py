@@ -155,7 +155,7 @@ def match(query: Features, reference: Features, *, ratio: float) -> NDArray[np.i
     """
     if len(query) == 0 or len(reference) < 2:
         return np.zeros((0, 2), np.int64)
-    similarity = _rows(query.descriptors) @ _rows(reference.descriptors).T
+    similarity = similarities(query, reference)
     rows = np.arange(len(query))
     nearest = similarity.argmax(axis=1)
     best = similarity[rows, nearest]
@@ -167,6 +167,11 @@ def match(query: Features, reference: Features, *, ratio: float) -> NDArray[np.i
     similarity[rows, nearest] = best
     kept = kept[best[kept] >= similarity[:, nearest[kept]].max(axis=0)]
     return np.stack([kept, nearest[kept]], axis=1)
+
+
+def similarities(query: Features, reference: Features) -> NDArray[np.float32]:
+    """Cosine similarities (N, M) of all descriptors; of distance d it is 1 - d^2 / 2."""
+    return np.asarray(_rows(query.descriptors) @ _rows(reference.descriptors).T, np.float32)
 
 
 def _rows(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -141,7 +141,7 @@ def coarse_similarity(
     """Quick look whether a patch may lie in a piece of map; the shape must be believable."""
     pairs = match(source, target, ratio=config.ratio)
     found = fit_similarity(source, target, pairs, config)
-    if found is None or _refused_shape(found.scale, found.rotation_deg, expectation):
+    if found is None or refused_shape(found.scale, found.rotation_deg, expectation):
         return None
     return found
 
@@ -204,7 +204,7 @@ def register(
             f'{count} of {len(pairs)} matches agree; {config.min_inliers} are needed',
             count,
         )
-    problem = _refused_shape(similarity.scale, similarity.rotation_deg, expectation)
+    problem = refused_shape(similarity.scale, similarity.rotation_deg, expectation)
     if problem:
         return Refusal(Reason.IMPLAUSIBLE, problem, similarity.inliers)
     homography, inliers = _fit_homography(source_m, target_m, similarity, config)
@@ -265,7 +265,7 @@ def _verify(
     scale = math.sqrt(abs(float(np.linalg.det(jacobian))))
     turn = jacobian[1, 0] - jacobian[0, 1], jacobian[0, 0] + jacobian[1, 1]
     rotation_deg = -math.degrees(math.atan2(*turn))
-    problem = _refused_shape(scale, rotation_deg, expectation) or _degenerate(
+    problem = refused_shape(scale, rotation_deg, expectation) or _degenerate(
         homography, jacobian, agreed, source_m, expectation
     )
     if problem:
@@ -275,7 +275,7 @@ def _verify(
     )
 
 
-def _refused_shape(scale: float, rotation_deg: float, expectation: Expectation) -> str:
+def refused_shape(scale: float, rotation_deg: float, expectation: Expectation) -> str:
     """Why a scale and rotation cannot be; empty if they can."""
     if not expectation.min_scale <= scale <= expectation.max_scale:
         return (
