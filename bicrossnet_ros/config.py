@@ -151,7 +151,7 @@ class RegistrationConfig:
         90.0, 'deviation from a known heading beyond which it is refused', 1, 180
     )
     min_lead: float = parameter(
-        2.0, 'times the inliers of the best place elsewhere that a fix needs', 1, 100
+        3.0, 'times the features of the best place elsewhere that a fix needs', 1, 100
     )
     cached_blocks: int = parameter(
         256, 'map blocks whose features are kept in memory (about 0.3 MB each)', 4, 100000
