@@ -10,16 +10,22 @@ import bisect
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bicrossnet_ros.errors import FlightError, ImageError
-from bicrossnet_ros.flight import Flight, FlightRecord, decode_image
-from bicrossnet_ros.flight_folder import DISTORTION_MODELS, FlightConfig, load_flight_config
-from bicrossnet_ros.geodesy import yaw_to_heading_deg
-from bicrossnet_ros.types import ImageArray, Intrinsics
+from bicrossnet_ros.flight import Flight, FlightRecord
+from bicrossnet_ros.flight_folder import FlightConfig, load_flight_config
+from bicrossnet_ros.messages import (
+    attitude_from_imu,
+    image_from_message,
+    intrinsics_from_message,
+    position_from_navsat,
+    range_from_message,
+    tilt_cosine,
+)
+from bicrossnet_ros.types import Attitude, ImageArray, Intrinsics
 
 MAX_ATTITUDE_AGE_S = 0.2
 MAX_AGE_S = 1.0
@@ -35,7 +41,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     'truth': ('sensor_msgs/msg/NavSatFix',),
 }
 NEVER_GUESSED = {('agl', 'nav_msgs/msg/Odometry'), ('truth', 'sensor_msgs/msg/NavSatFix')}
-CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1, '8UC1': 1, '8UC3': 3}
+
+
+class _Height(NamedTuple):
+    """Of the odometry, or along the beam of a rangefinder."""
+
+    value_m: float
+    is_range: bool
 
 
 class _Series(NamedTuple):
@@ -81,7 +93,7 @@ def open_bag(path: Path, *, config: Path | None = None) -> Flight:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.LATEST))
         reader.open()
         chosen = _choose_topics(reader.connections, settings.topics, path)
-        bag = _Bag(reader, chosen)
+        bag = _Bag(reader, chosen, range_is_vertical=settings.range_is_vertical)
         records = bag.records()
     except (AnyReaderError, OSError, ValueError) as error:
         raise FlightError(f'{path}: not readable as a rosbag2: {error}') from error
@@ -135,8 +147,9 @@ def _choose_topics(
 class _Bag:
     """One pass over the bag for everything but pixels; images again when asked for."""
 
-    def __init__(self, reader: Any, topics: Mapping[str, str]) -> None:
+    def __init__(self, reader: Any, topics: Mapping[str, str], *, range_is_vertical: bool) -> None:
         self._reader = reader
+        self._range_is_vertical = range_is_vertical
         kinds = {topic: kind for kind, topic in topics.items()}
         self._images = [one for one in reader.connections if one.topic == topics['image']]
         self._times_ns: list[int] = []
@@ -163,34 +176,45 @@ class _Bag:
         records = []
         previous_s = -math.inf
         for number, stamp_s in enumerate(self._image_stamps_s):
-            attitude = self._series['imu'].near(stamp_s, MAX_ATTITUDE_AGE_S) or (None,) * 3
-            position = self._series['gps'].near(stamp_s, MAX_AGE_S) or (math.nan,) * 3
-            truth = self._series['truth'].near(stamp_s, MAX_AGE_S) or (math.nan,) * 3
-            problem = ''
+            problems = []
             if stamp_s < previous_s:
-                problem = (
-                    f'image message {number}: the clock goes backwards by '
-                    f'{previous_s - stamp_s:g} s'
-                )
+                problems.append(f'the clock goes backwards by {previous_s - stamp_s:g} s')
             previous_s = stamp_s
-            records.append(
-                FlightRecord(
-                    file=f'{stamp_s:.6f}',
-                    stamp_s=stamp_s,
-                    lat_deg=position[0],
-                    lon_deg=position[1],
-                    ellipsoid_m=position[2],
-                    agl_m=self._series['agl'].near(stamp_s, MAX_AGE_S),
-                    roll_deg=attitude[0],
-                    pitch_deg=attitude[1],
-                    heading_deg=attitude[2],
-                    truth_lat_deg=truth[0],
-                    truth_lon_deg=truth[1],
-                    row=number,
-                    problem=problem,
-                )
-            )
+            attitude = self._series['imu'].near(stamp_s, MAX_ATTITUDE_AGE_S)
+            if isinstance(attitude, ImageError):  # a level flight is not assumed instead
+                problems.append(str(attitude))
+                attitude = None
+            record = self._record(number, stamp_s, attitude)
+            if problems:
+                record = replace(record, problem=f'image message {number}: {"; ".join(problems)}')
+            records.append(record)
         return tuple(records)
+
+    def _record(self, number: int, stamp_s: float, attitude: Attitude | None) -> FlightRecord:
+        position = self._series['gps'].near(stamp_s, MAX_AGE_S) or (math.nan,) * 3
+        truth = self._series['truth'].near(stamp_s, MAX_AGE_S) or (math.nan,) * 3
+        return FlightRecord(
+            file=f'{stamp_s:.6f}',
+            stamp_s=stamp_s,
+            lat_deg=position[0],
+            lon_deg=position[1],
+            ellipsoid_m=position[2],
+            agl_m=self._agl_m(stamp_s, attitude),
+            roll_deg=None if attitude is None else attitude.roll_deg,
+            pitch_deg=None if attitude is None else attitude.pitch_deg,
+            heading_deg=None if attitude is None else attitude.heading_deg,
+            truth_lat_deg=truth[0],
+            truth_lon_deg=truth[1],
+            row=number,
+        )
+
+    def _agl_m(self, stamp_s: float, attitude: Attitude | None) -> float | None:
+        height: _Height | None = self._series['agl'].near(stamp_s, MAX_AGE_S)
+        if height is None:
+            return None
+        if not height.is_range or self._range_is_vertical:
+            return height.value_m
+        return height.value_m * tilt_cosine(attitude)
 
     def image(self, record: FlightRecord) -> ImageArray:
         """Read one image message again and decode it."""
@@ -201,20 +225,20 @@ class _Bag:
         ):
             if (_header_stamp_s(raw) or time_ns * 1e-9) == record.stamp_s:
                 message = self._reader.deserialize(raw, connection.msgtype)
-                if connection.msgtype == 'sensor_msgs/msg/CompressedImage':
-                    return decode_image(bytes(message.data), source)
-                return decode_raw(message, source)
+                try:
+                    return image_from_message(message)
+                except ImageError as error:
+                    raise ImageError(f'{source}: {error}') from error
         raise ImageError(f'{source}: is no longer in the bag')
 
     def camera(self, path: Path) -> Intrinsics | None:
-        """The intrinsics of the first camera_info message, if there is one."""
-        values = self._series['camera_info'].values
+        """The intrinsics of the first camera_info message of a calibrated camera, if any."""
+        values: list[Intrinsics | ImageError] = self._series['camera_info'].values
         if not values:
             return None
-        info: Intrinsics = values[0]
-        if info.model not in DISTORTION_MODELS:
-            raise FlightError(f'{path}: distortion_model {info.model!r} is unknown')
-        return info
+        if isinstance(values[0], ImageError):
+            raise FlightError(f'{path}: camera_info: {values[0]}') from values[0]
+        return values[0]
 
 
 def _header_stamp_s(raw: bytes) -> float:
@@ -228,66 +252,20 @@ def _header_stamp_s(raw: bytes) -> float:
 
 
 def _value(kind: str, message: Any) -> Any:
-    """What a message says, in our units; None if it says that it does not know."""
-    if kind == 'camera_info':
-        K = [float(value) for value in message.k]
-        distortion = tuple(float(value) for value in message.d)
-        model = message.distortion_model or 'plumb_bob'
-        if K[0] <= 0.0:  # REP 104: an uncalibrated camera publishes zeros
-            return None
-        return Intrinsics(message.width, message.height, K[0], K[4], K[2], K[5], distortion, model)
-    if kind == 'imu':
-        if message.orientation_covariance[0] == -1.0:
-            return None
-        q = message.orientation
-        return attitude_deg(q.x, q.y, q.z, q.w)
-    if kind == 'agl':
-        if hasattr(message, 'range'):
-            valid = message.min_range <= message.range <= message.max_range
-            return float(message.range) if valid else None
-        return float(message.pose.pose.position.z)
-    if message.status.status < 0 or not math.isfinite(message.latitude + message.longitude):
-        return None
-    return float(message.latitude), float(message.longitude), float(message.altitude)
+    """What a message says, in our units; None if it says that it does not know.
 
-
-def attitude_deg(x: float, y: float, z: float, w: float) -> tuple[float, float, float] | None:
-    """Roll, pitch and heading of an aircraft from its orientation after REP 103.
-
-    The quaternion turns body axes (forward, left, up) into east, north, up. Pitch changes its
-    sign, because a positive turn about the axis to the left lowers the nose.
-
-    Returns
-    -------
-    tuple of (roll_deg, pitch_deg, heading_deg), or None
-        Right wing down, nose up, clockwise from north; None for a quaternion that is none.
+    What is wrong with a damaged one becomes its value: only a frame that needs it is refused.
     """
-    norm = math.sqrt(x * x + y * y + z * z + w * w)
-    if not 0.5 < norm < 2.0:
-        return None
-    x, y, z, w = x / norm, y / norm, z / norm, w / norm
-    roll_rad = math.atan2(2.0 * (w * x + y * z), 1.0 - 2.0 * (x * x + y * y))
-    pitch_rad = math.asin(max(-1.0, min(1.0, 2.0 * (w * y - z * x))))
-    yaw_rad = math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
-    return math.degrees(roll_rad), -math.degrees(pitch_rad), yaw_to_heading_deg(yaw_rad)
-
-
-def decode_raw(message: Any, source: str) -> ImageArray:
-    """A sensor_msgs/Image as uint8 RGB (H, W, 3); raises ImageError for what cannot be read."""
-    channels = CHANNELS.get(message.encoding)
-    if channels is None:
-        raise ImageError(
-            f'{source}: encoding {message.encoding!r} is unknown; expected one of {list(CHANNELS)}'
-        )
-    height_px, width_px, step = message.height, message.width, message.step
-    if height_px < 1 or width_px < 1 or step < width_px * channels:
-        raise ImageError(f'{source}: is {width_px} x {height_px} px with {step} bytes a row')
-    data = np.frombuffer(message.data, np.uint8)
-    if data.size < height_px * step:
-        raise ImageError(f'{source}: has {data.size} bytes; expected {height_px * step}')
-    rows = data[: height_px * step].reshape(height_px, step)[:, : width_px * channels]
-    pixels = rows.reshape(height_px, width_px, channels)
-    if channels == 1:
-        return np.ascontiguousarray(np.repeat(pixels, 3, axis=2))
-    swap = message.encoding.startswith(('bgr', '8UC3'))
-    return np.ascontiguousarray(pixels[:, :, 2::-1] if swap else pixels[:, :, :3])
+    try:
+        if kind == 'camera_info':
+            return intrinsics_from_message(message)
+        if kind == 'imu':
+            return attitude_from_imu(message)
+    except ImageError as error:
+        return error
+    if kind != 'agl':
+        return position_from_navsat(message)
+    if not hasattr(message, 'range'):
+        return _Height(float(message.pose.pose.position.z), is_range=False)
+    range_m = range_from_message(message)
+    return None if range_m is None else _Height(range_m, is_range=True)

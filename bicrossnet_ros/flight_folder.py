@@ -20,10 +20,10 @@ from bicrossnet_ros.flight_columns import (
     parse_number,
     parse_stamp_s,
 )
+from bicrossnet_ros.lens import check_intrinsics
 from bicrossnet_ros.types import ImageArray, Intrinsics
 
 IMAGE_FOLDERS = ('', 'frames', 'images', 'queries')
-DISTORTION_MODELS = ('plumb_bob', 'rational_polynomial', 'equidistant')
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class FlightConfig:
         None: true if the truth comes from columns that are known to be made so.
     topics : mapping
         Of a rosbag2: what (`image`, `camera_info`, ...) to topic.
+    range_is_vertical : bool
+        Of a rosbag2: whether the rangefinder hangs level; else it is fixed to the body.
     """
 
     name: str = ''
@@ -53,6 +55,7 @@ class FlightConfig:
     columns: Mapping[str, str] = field(default_factory=dict)
     truth_is_map_relative: bool | None = None
     topics: Mapping[str, str] = field(default_factory=dict)
+    range_is_vertical: bool = False
 
 
 def load_flight_config(path: Path) -> FlightConfig:
@@ -72,6 +75,7 @@ def load_flight_config(path: Path) -> FlightConfig:
         'columns': (dict,),
         'truth_is_map_relative': (bool, type(None)),
         'topics': (dict,),
+        'range_is_vertical': (bool,),
     }
     unknown = sorted(str(key) for key in data if key not in kinds)
     if unknown:
@@ -244,22 +248,25 @@ def read_camera(path: Path) -> Intrinsics:
             f'{path}: not a ROS camera_info file: {type(error).__name__} {error}; expected '
             'image_width, image_height, camera_matrix.data, distortion_coefficients.data'
         ) from error
-    model = str(data.get('distortion_model', 'plumb_bob'))
-    if model not in DISTORTION_MODELS:
+    if len(matrix) != 9:
         raise FlightError(
-            f'{path}: distortion_model {model!r} is unknown; '
-            f'expected one of {list(DISTORTION_MODELS)}'
+            f'{path}: camera_matrix.data has {len(matrix)} numbers; expected 9, row by row'
         )
-    if len(matrix) != 9 or not all(math.isfinite(value) for value in (*matrix, *coefficients)):
-        raise FlightError(f'{path}: camera_matrix.data is {matrix}; expected 9 finite numbers')
-    if min(width_px, height_px) < 1 or min(matrix[0], matrix[4]) <= 0.0:
-        raise FlightError(
-            f'{path}: image {width_px} x {height_px} px with focal lengths '
-            f'{matrix[0]:g}, {matrix[4]:g} px; expected all above 0'
-        )
-    return Intrinsics(
-        width_px, height_px, matrix[0], matrix[4], matrix[2], matrix[5], coefficients, model
+    intrinsics = Intrinsics(
+        width_px,
+        height_px,
+        fx_px=matrix[0],
+        fy_px=matrix[4],
+        cx_px=matrix[2],
+        cy_px=matrix[5],
+        distortion=coefficients,
+        model=str(data.get('distortion_model') or 'plumb_bob'),
     )
+    try:
+        check_intrinsics(intrinsics)
+    except ImageError as error:
+        raise FlightError(f'{path}: {error}') from error
+    return intrinsics
 
 
 def _yaml(path: Path) -> dict[str, Any]:

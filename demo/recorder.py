@@ -12,8 +12,8 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import NavSatFix, NavSatStatus
 
+from bicrossnet_ros.messages import stamp_s
 from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic
-from bicrossnet_ros.nodes.messages import stamp_s
 from bicrossnet_ros.types import PositionEstimate
 
 RELIABLE = QoSProfile(

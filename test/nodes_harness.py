@@ -296,7 +296,7 @@ class Client:
         """Everything about one exposure, level at AGL_M, by topic."""
         from sensor_msgs.msg import CameraInfo, Image, Imu, Range
 
-        from bicrossnet_ros.nodes.messages import (
+        from bicrossnet_ros.messages import (
             fill_camera_info,
             fill_image,
             quaternion_from_attitude,

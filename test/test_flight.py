@@ -266,12 +266,15 @@ def test_bad_flight_yaml(tmp_path, text, message):
 @pytest.mark.parametrize(
     ('found', 'replacement', 'message'),
     [
-        ('50.0', '.nan', 'expected 9 finite numbers'),
-        ('50.0', '-50.0', 'expected all above 0'),
-        ('image_width: 64', 'image_width: 0', 'expected all above 0'),
+        ('50.0', '.nan', 'expected two positive numbers'),
+        ('50.0', '-50.0', 'expected two positive numbers'),
+        ('32.0', '.inf', 'principal point .* lies outside the image'),
+        ('image_width: 64', 'image_width: 0', 'intrinsics are for 0 x 48 px'),
         ('image_width: 64', '', 'not a ROS camera_info file'),
-        ('plumb_bob', 'fancy', "distortion_model 'fancy' is unknown"),
-        (', 1.0]', ']', 'expected 9 finite numbers'),
+        ('plumb_bob', 'fancy', "distortion model 'fancy' is unknown"),
+        ('[0.1, 0.0, 0.0, 0.0, 0.0]', '[0.1, 0.0]', 'has 2 distortion coefficients'),
+        ('[0.1,', '[.nan,', 'is not finite'),
+        (', 1.0]', ']', 'has 8 numbers; expected 9'),
         ('50.0', 'wide', 'not a ROS camera_info file'),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 
 from bicrossnet_ros.errors import FlightError, ImageError
 from bicrossnet_ros.flight import open_flight
-from bicrossnet_ros.flight_bag import attitude_deg
+from bicrossnet_ros.messages import quaternion_from_attitude
+from bicrossnet_ros.types import Attitude
 
 rosbags = pytest.importorskip('rosbags', reason='the package rosbags is not installed')
 from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
@@ -46,9 +47,10 @@ def compressed(offset_s):
     return T['sensor_msgs/msg/CompressedImage'](header(offset_s), 'png', data)
 
 
-def imu(offset_s, quaternion, *, known=True):
+def imu(offset_s, quaternion, *, known=True, yaw_variance=0.0):
     vector = T['geometry_msgs/msg/Vector3'](0.0, 0.0, 0.0)
     covariance = np.full(9, 0.0 if known else -1.0)
+    covariance[8] = yaw_variance
     zeros = np.zeros(9)
     return T['sensor_msgs/msg/Imu'](
         header(offset_s),
@@ -77,21 +79,19 @@ def height(offset_s, value, *, longest=200.0):
     return T['sensor_msgs/msg/Range'](header(offset_s), 0, 0.1, 0.5, longest, value)
 
 
-def camera_info(fx=700.0):
-    K = np.array([fx, 0, 4, 0, fx, 3, 0, 0, 1.0])
-    region = T['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
+def camera_info(fx=700.0, *, region=(0, 0, 0, 0), model='plumb_bob'):
     return T['sensor_msgs/msg/CameraInfo'](
         header(0.0),
         6,
         8,
-        'plumb_bob',
+        model,
         np.zeros(5),
-        K,
+        np.array([fx, 0, 4, 0, fx, 3, 0, 0, 1.0]),
         np.eye(3).ravel(),
         np.zeros(12),
         0,
         0,
-        region,
+        T['sensor_msgs/msg/RegionOfInterest'](*region, False),
     )
 
 
@@ -109,44 +109,11 @@ def write_bag(path, messages, storage=StoragePlugin.SQLITE3):
 
 
 def quaternion(roll_deg=0.0, pitch_deg=0.0, heading_deg=0.0):
-    """Body (forward, left, up) in east, north, up, composed from three turns."""
-    yaw, pitch, roll = (math.radians(one) / 2 for one in (90 - heading_deg, -pitch_deg, roll_deg))
-    about_z = (0.0, 0.0, math.sin(yaw), math.cos(yaw))
-    about_y = (0.0, math.sin(pitch), 0.0, math.cos(pitch))
-    about_x = (math.sin(roll), 0.0, 0.0, math.cos(roll))
-    return product(product(about_z, about_y), about_x)
+    return quaternion_from_attitude(Attitude(roll_deg, pitch_deg, heading_deg))
 
 
-def product(a, b):
-    ax, ay, az, aw = a
-    bx, by, bz, bw = b
-    return (
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-        aw * bw - ax * bx - ay * by - az * bz,
-    )
-
-
-@pytest.mark.parametrize(
-    ('roll_deg', 'pitch_deg', 'heading_deg'),
-    [(0, 0, 0), (0, 0, 90), (10, 0, 45), (0, 8, 200), (-12, 7, 300), (25, -30, 181)],
-)
-def test_attitude_of_a_quaternion(roll_deg, pitch_deg, heading_deg):
-    found = attitude_deg(*quaternion(roll_deg, pitch_deg, heading_deg))
-    assert found == pytest.approx((roll_deg, pitch_deg, heading_deg), abs=1e-9)
-
-
-def test_nose_up_is_positive_pitch():
-    # Facing east, forward axis raised by 10 degrees: its up component is sin(10 deg).
-    x, y, z, w = quaternion(0, 10, 90)
-    forward_up = 2 * (x * z - w * y)
-    assert forward_up == pytest.approx(math.sin(math.radians(10)))
-
-
-@pytest.mark.parametrize('wrong', [(0, 0, 0, 0), (math.nan, 0, 0, 1), (9, 0, 0, 0)])
-def test_no_quaternion_no_attitude(wrong):
-    assert attitude_deg(*wrong) is None
+def cosine_deg(angle_deg):
+    return math.cos(math.radians(angle_deg))
 
 
 @pytest.mark.parametrize('storage', [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
@@ -169,12 +136,8 @@ def test_whole_bag(tmp_path, storage):
     flight = open_flight(bag)
     first, second = flight.records
     assert first.stamp_s == pytest.approx(STAMP_S + 1.0, abs=1e-6)
-    assert (first.lat_deg, first.lon_deg, first.ellipsoid_m, first.agl_m) == (
-        41.0,
-        -83.0,
-        250.0,
-        80.0,
-    )
+    assert (first.lat_deg, first.lon_deg, first.ellipsoid_m) == (41.0, -83.0, 250.0)
+    assert first.agl_m == pytest.approx(80.0 * cosine_deg(3) * cosine_deg(4))
     assert (first.roll_deg, first.pitch_deg, first.heading_deg) == pytest.approx((3, 4, 120))
     assert second.agl_m is None
     assert second.heading_deg is None
@@ -211,6 +174,90 @@ def test_compressed_images_and_a_configured_truth(tmp_path):
     assert (flight.image(record) == RED).all()
 
 
+@pytest.mark.parametrize(
+    ('settings', 'orientations', 'agl_m'),
+    [
+        ('', [imu(1.0, quaternion(roll_deg=25))], 80 * cosine_deg(25)),
+        ('range_is_vertical: true', [imu(1.0, quaternion(roll_deg=25))], 80.0),
+        ('', [], 80.0),
+    ],
+)
+def test_rangefinder_is_fixed_to_the_body(tmp_path, settings, orientations, agl_m):
+    messages = [('/i', 1.0, image(1.0)), ('/r', 1.0, height(1.0, 80.0))]
+    messages += [('/imu', 1.0, one) for one in orientations]
+    bag = write_bag(tmp_path / 'bag', messages)
+    (bag / 'flight.yaml').write_text(settings or '{}')
+    assert open_flight(bag).records[0].agl_m == pytest.approx(agl_m)
+
+
+def test_odometry_is_a_height_already(tmp_path):
+    pose = T['geometry_msgs/msg/Pose'](
+        T['geometry_msgs/msg/Point'](1.0, 2.0, 90.0),
+        T['geometry_msgs/msg/Quaternion'](0.0, 0.0, 0.0, 1.0),
+    )
+    vector = T['geometry_msgs/msg/Vector3'](0.0, 0.0, 0.0)
+    odometry = T['nav_msgs/msg/Odometry'](
+        header(1.0),
+        'base_link',
+        T['geometry_msgs/msg/PoseWithCovariance'](pose, np.zeros(36)),
+        T['geometry_msgs/msg/TwistWithCovariance'](
+            T['geometry_msgs/msg/Twist'](vector, vector), np.zeros(36)
+        ),
+    )
+    tilted = imu(1.0, quaternion(roll_deg=25))
+    bag = write_bag(
+        tmp_path / 'bag', [('/i', 1.0, image(1.0)), ('/o', 1.0, odometry), ('/imu', 1.0, tilted)]
+    )
+    assert open_flight(bag).records[0].agl_m is None
+    (bag / 'flight.yaml').write_text('topics: {agl: /o}')
+    assert open_flight(bag).records[0].agl_m == 90.0
+
+
+def test_damaged_orientation_is_no_level_flight(tmp_path):
+    bag = write_bag(
+        tmp_path / 'bag',
+        [
+            ('/i', 1.0, image(1.0)),
+            ('/imu', 1.0, imu(1.0, (0.0, 0.0, 0.0, 0.0))),
+            ('/i', 2.0, image(2.0)),
+            ('/imu', 2.0, imu(2.0, quaternion(roll_deg=1), yaw_variance=10.0)),
+        ],
+    )
+    flight = open_flight(bag)
+    damaged, good = flight.records
+    assert damaged.roll_deg is None
+    with pytest.raises(FlightError, match=r'image message 0: imu orientation .* unit quaternion'):
+        flight.frame(damaged)
+    assert flight.frame(good).attitude.roll_deg == pytest.approx(1.0)
+    assert good.heading_deg is None
+
+
+def test_region_of_interest_of_the_camera(tmp_path):
+    info = camera_info(region=(2, 1, 4, 5))
+    camera = open_flight(
+        write_bag(tmp_path / 'bag', [('/i', 1.0, image(1.0)), ('/c', 0.0, info)])
+    ).camera
+    assert (camera.width_px, camera.height_px, camera.cx_px, camera.cy_px) == (5, 4, 2.0, 2.0)
+
+
+def test_uncalibrated_camera(tmp_path):
+    messages = [('/i', 1.0, image(1.0)), ('/c', 0.0, camera_info(fx=0.0))]
+    assert open_flight(write_bag(tmp_path / 'bag', messages)).camera is None
+
+
+@pytest.mark.parametrize(
+    ('info', 'message'),
+    [
+        (camera_info(fx=-1.0), 'camera_info: focal length'),
+        (camera_info(model='magic'), "camera_info: distortion model 'magic' is unknown"),
+    ],
+)
+def test_damaged_camera(tmp_path, info, message):
+    bag = write_bag(tmp_path / 'bag', [('/i', 1.0, image(1.0)), ('/c', 0.0, info)])
+    with pytest.raises(FlightError, match=message):
+        open_flight(bag)
+
+
 def test_clock_going_backwards(tmp_path):
     bag = write_bag(tmp_path / 'bag', [('/i', 1.0, image(5.0)), ('/i', 2.0, image(3.0))])
     problems = [one.problem for one in open_flight(bag).records]
@@ -227,7 +274,10 @@ def test_unset_stamp_falls_back_to_the_time_of_recording(tmp_path):
 
 @pytest.mark.parametrize(
     ('encoding', 'message'),
-    [('32FC1', "encoding '32FC1' is unknown"), ('rgba8', 'bytes a row')],
+    [
+        ('32FC1', "image message 0: image encoding '32FC1' is not supported"),
+        ('rgba8', 'image message 0: image step is 24 bytes'),
+    ],
 )
 def test_image_that_cannot_be_read(tmp_path, encoding, message):
     flight = open_flight(write_bag(tmp_path / 'bag', [('/i', 1.0, image(1.0, encoding=encoding))]))

@@ -11,12 +11,11 @@ from nodes_harness import World
 from nodes_scene import REPOSITORY, distance_m, frame_at, shared_gallery, write_flight
 
 from bicrossnet_ros.errors import FlightError
-from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic
-from bicrossnet_ros.nodes.messages import (
+from bicrossnet_ros.messages import (
     attitude_from_quaternion,
-    image_from_compressed,
     image_from_message,
 )
+from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytestmark = pytest.mark.ros
@@ -158,7 +157,7 @@ def test_compressed_images(world, flight):
     player = world.start_player(str(flight), '--compressed', '--hz', '5', '--limit', '2')
     client.spin_until(lambda: player.popen.poll() is not None, timeout_s=30)
     assert player.popen.returncode == 0, player.output
-    image = image_from_compressed(heard['image/compressed'][0])
+    image = image_from_message(heard['image/compressed'][0])
     difference = image.astype(float) - frame_at(*PIXELS[0])[0]
     assert np.abs(difference).mean() < 8.0  # JPEG
 

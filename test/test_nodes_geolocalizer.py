@@ -13,7 +13,7 @@ import pytest
 from nodes_harness import World
 from nodes_scene import AGL_M, distance_m, frame_at, shared_gallery, texture
 
-from bicrossnet_ros.nodes.messages import quaternion_from_attitude
+from bicrossnet_ros.messages import quaternion_from_attitude
 from bicrossnet_ros.types import Attitude, Reason
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
@@ -114,23 +114,23 @@ BAD_FRAMES = {
         {'width': 8, 'height': 8, 'step': 24, 'data': bytes(192)},
         'at least 32',
     ),
-    'NaN intrinsics': ('camera_info', {'k': [math.nan] * 9}, 'not finite'),
+    'NaN intrinsics': ('camera_info', {'k': [math.nan] * 9}, 'two positive numbers'),
     'infinite focal length': (
         'camera_info',
         {'k': [math.inf, 0.0, 200.0, 0.0, 400.0, 150.0, 0.0, 0.0, 1.0]},
-        'not finite',
+        'two positive numbers',
     ),
     'negative focal length': (
         'camera_info',
         {'k': [-1.0, 0.0, 200.0, 0.0, 400.0, 150.0, 0.0, 0.0, 1.0]},
-        'expected positive',
+        'two positive numbers',
     ),
     'unknown distortion': (
         'camera_info',
         {'distortion_model': 'fancy', 'd': [0.1]},
-        "'fancy' is not supported",
+        "'fancy' is unknown",
     ),
-    'three coefficients': ('camera_info', {'d': [0.1, 0.1, 0.1]}, 'has 3 coefficients'),
+    'three coefficients': ('camera_info', {'d': [0.1, 0.1, 0.1]}, 'has 3 distortion coefficients'),
     'NaN distortion': ('camera_info', {'d': [math.nan] * 5}, 'not finite'),
     'beyond any height': ('range', {'range': 90_000.0}, 'height'),
     'below the lowest height': ('range', {'range': 0.5}, 'height'),

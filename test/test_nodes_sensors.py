@@ -50,6 +50,7 @@ def gps(at_s: float, *, status: int = 0, lat_deg: float = 41.0, variance: float 
         status=SimpleNamespace(status=status),
         latitude=lat_deg,
         longitude=-83.0,
+        altitude=250.0,
         position_covariance=[variance, 0, 0, 0, 4.0, 0, 0, 0, 9.0],
         position_covariance_type=known,
     )

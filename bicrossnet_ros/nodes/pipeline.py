@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from bicrossnet_ros.geodesy import LocalFrame, grid_convergence_deg
-from bicrossnet_ros.nodes.messages import (
-    image_from_compressed,
-    image_from_message,
-    stamp_s,
-)
+from bicrossnet_ros.messages import image_from_message, stamp_s
 from bicrossnet_ros.nodes.sensors import Sensors
 from bicrossnet_ros.nodes.settings import UNKNOWN_GROUND_M, NodeSettings
 from bicrossnet_ros.nodes.stamps import StampCheck
@@ -135,8 +131,7 @@ class Pipeline:
         if reason is not Reason.NONE:
             return _refusal(at_s, reason, detail)
         started = time.perf_counter()
-        decode = image_from_message if hasattr(message, 'encoding') else image_from_compressed
-        image = decode(message)
+        image = image_from_message(message)
         decoded = time.perf_counter()
         self.sensors.wait_for(at_s)
         frame = self.sensors.frame(image, at_s)

@@ -27,10 +27,11 @@ from std_msgs.msg import Header
 
 from bicrossnet_ros.errors import FlightError, ImageError
 from bicrossnet_ros.flight import FlightRecord
-from bicrossnet_ros.nodes.messages import (
+from bicrossnet_ros.messages import (
     fill_camera_info,
     fill_image,
     quaternion_from_attitude,
+    tilt_cosine,
 )
 from bicrossnet_ros.types import Attitude, Frame
 
@@ -181,18 +182,13 @@ def _imu(stamp: Any, attitude: Attitude) -> Imu:
 
 def _range(stamp: Any, agl_m: float, attitude: Attitude | None) -> Range:
     """As a rangefinder fixed to the body would read over flat ground."""
-    tilt_cosine = 1.0
-    if attitude is not None:
-        tilt_cosine = math.cos(math.radians(attitude.roll_deg)) * math.cos(
-            math.radians(attitude.pitch_deg)
-        )
     return Range(
         header=Header(stamp=stamp, frame_id='rangefinder'),
         radiation_type=Range.INFRARED,
         field_of_view=0.01,
         min_range=0.0,
         max_range=10000.0,
-        range=agl_m / max(0.1, tilt_cosine),
+        range=agl_m / max(0.1, tilt_cosine(attitude)),
     )
 
 

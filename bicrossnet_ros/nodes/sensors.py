@@ -11,11 +11,14 @@ import numpy as np
 
 from bicrossnet_ros.errors import ImageError
 from bicrossnet_ros.geodesy import LocalFrame
-from bicrossnet_ros.nodes.messages import (
-    attitude_from_quaternion,
-    height_from_range,
+from bicrossnet_ros.messages import (
+    attitude_from_imu,
+    has_orientation,
     intrinsics_from_message,
+    position_from_navsat,
+    range_from_message,
     stamp_s,
+    tilt_cosine,
 )
 from bicrossnet_ros.nodes.settings import NodeSettings
 from bicrossnet_ros.types import (
@@ -27,10 +30,6 @@ from bicrossnet_ros.types import (
 )
 
 T = TypeVar('T')
-Quaternion = tuple[float, float, float, float]
-
-UNKNOWN_YAW_RAD2 = 1.0
-"""An IMU that gives its yaw a larger variance than (57 deg)^2 does not know it."""
 
 
 class TimeBuffer(Generic[T]):
@@ -72,8 +71,8 @@ class Sensors:
         self._settings = settings
         self._changed = threading.Condition()
         self._camera_info: Any = None
-        self._orientations: TimeBuffer[tuple[Quaternion, bool]] = TimeBuffer()
-        self._ranges: TimeBuffer[Any] = TimeBuffer()
+        self._orientations: TimeBuffer[Any] = TimeBuffer()
+        self._ranges: TimeBuffer[float | None] = TimeBuffer()
         self._odometry: TimeBuffer[tuple[float, float, float]] = TimeBuffer()
         self._gps: tuple[float, Prior] | None = None
         self._last_fix: tuple[float, Prior] | None = None
@@ -87,18 +86,12 @@ class Sensors:
 
     def add_imu(self, message: Any) -> None:
         """Keep a `sensor_msgs/Imu`, unless it says that it has no orientation."""
-        if message.orientation_covariance[0] == -1.0:  # Imu.msg
-            return
-        q = message.orientation
-        self._add(
-            self._orientations,
-            message,
-            ((q.x, q.y, q.z, q.w), message.orientation_covariance[8] < UNKNOWN_YAW_RAD2),
-        )
+        if has_orientation(message):
+            self._add(self._orientations, message, message)
 
     def add_range(self, message: Any) -> None:
-        """Keep a `sensor_msgs/Range`."""
-        self._add(self._ranges, message, message)
+        """Keep the reading of a `sensor_msgs/Range`."""
+        self._add(self._ranges, message, range_from_message(message))
 
     def add_odometry(self, message: Any) -> None:
         """Keep the position of a `nav_msgs/Odometry`."""
@@ -107,14 +100,14 @@ class Sensors:
 
     def add_gps(self, message: Any) -> None:
         """Keep a `sensor_msgs/NavSatFix`, if it is a fix."""
-        position = (message.latitude, message.longitude)
-        if message.status.status < 0 or not np.isfinite(position).all():
+        position = position_from_navsat(message)
+        if position is None:
             return
         variance = max(message.position_covariance[0], message.position_covariance[4])
         is_known = message.position_covariance_type != 0 and math.isfinite(variance)
         sigma_m = math.sqrt(max(0.0, variance)) if is_known else 0.0
         with self._changed:
-            self._gps = (stamp_s(message.header.stamp), Prior(*position, radius_m=3 * sigma_m))
+            self._gps = (stamp_s(message.header.stamp), Prior(*position[:2], radius_m=3 * sigma_m))
 
     def add_fix(self, estimate: PositionEstimate) -> None:
         """Keep our own fix."""
@@ -188,10 +181,7 @@ class Sensors:
             return None
         found = self._orientations.nearest(at_s, settings.imu_max_gap_s)
         if found is not None:
-            quaternion, yaw_known = found
-            return attitude_from_quaternion(
-                *quaternion, heading_known=yaw_known and settings.imu_heading == 'known'
-            )
+            return attitude_from_imu(found, heading_known=settings.imu_heading == 'known')
         if settings.attitude_source == 'imu':
             raise ImageError(
                 f'no imu orientation within {settings.imu_max_gap_s} s of the exposure; '
@@ -207,13 +197,10 @@ class Sensors:
             position = self._odometry.nearest(at_s, settings.height_max_gap_s)
             return None if position is None else position[2] - settings.odom_ground_z_m
         if settings.height_source == 'range':
-            message = self._ranges.nearest(at_s, settings.height_max_gap_s)
-            cosine = 1.0
-            if attitude is not None and not settings.range_is_vertical:
-                cosine = math.cos(math.radians(attitude.roll_deg)) * math.cos(
-                    math.radians(attitude.pitch_deg)
-                )
-            return None if message is None else height_from_range(message, tilt_cosine=cosine)
+            range_m = self._ranges.nearest(at_s, settings.height_max_gap_s)
+            if range_m is None or settings.range_is_vertical:
+                return range_m
+            return range_m * tilt_cosine(attitude)
         return None
 
     def _prior(self, at_s: float) -> Prior | None:

@@ -1,6 +1,7 @@
-"""Messages in: images, camera, orientation and height become the types of the package.
+"""ROS messages in and out: images, camera, orientation, height and position.
 
-Only the fields of the messages are used, no ROS function: NumPy replaces cv_bridge.
+Only the fields of the messages are used, no ROS function and no message class: the nodes give the
+messages of rclpy, the reader of bags those of rosbags, and NumPy replaces cv_bridge.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 
 from bicrossnet_ros.errors import ImageError
 from bicrossnet_ros.flight import decode_image
-from bicrossnet_ros.geodesy import heading_to_yaw_rad, wrap_deg
+from bicrossnet_ros.geodesy import heading_to_yaw_rad, wrap_deg, yaw_to_heading_deg
+from bicrossnet_ros.lens import check_intrinsics
 from bicrossnet_ros.types import Attitude, FloatArray, ImageArray, Intrinsics
 
-# Encoding -> (bytes a pixel, positions of red, green and blue among them).
+# Encoding -> (bytes a pixel, positions of red, green and blue among them). 8UC1 and 8UC3 are left
+# out as cv_bridge does (vision_opencv issue 175): they may be colour in any order, or no colour.
 ENCODINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
     'bgr8': (3, (2, 1, 0)),
     'rgb8': (3, (0, 1, 2)),
@@ -27,11 +30,8 @@ ENCODINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
 MAX_PIXELS = 100_000_000
 """More than any camera that flies; a header that says more is damaged."""
 
-DISTORTION_SIZES = {
-    'plumb_bob': (0, 4, 5),
-    'rational_polynomial': (0, 8),
-    'equidistant': (0, 4),
-}
+UNKNOWN_YAW_RAD2 = 1.0
+"""An IMU that gives its yaw a larger variance than (57 deg)^2 does not know it."""
 
 
 def stamp_s(stamp: Any) -> float:
@@ -40,15 +40,21 @@ def stamp_s(stamp: Any) -> float:
 
 
 def image_from_message(message: Any) -> ImageArray:
-    """Decode a `sensor_msgs/Image` to uint8 RGB (H, W, 3).
-
-    Rows may be padded (`step`); `is_bigendian` means nothing for 8-bit pixels.
+    """Decode a `sensor_msgs/Image` or `CompressedImage` (JPEG, PNG ...) to uint8 RGB (H, W, 3).
 
     Raises
     ------
     ImageError
-        If the encoding is none of `ENCODINGS`, the size is absurd, or the data do not fit it.
+        If the encoding is none of `ENCODINGS`, the size is absurd, the data do not fit it, or
+        the compressed data are empty or not an image.
     """
+    if hasattr(message, 'encoding'):
+        return _raw_image(message)
+    return decode_image(bytes(message.data), f'compressed image ({message.format!r})')
+
+
+def _raw_image(message: Any) -> ImageArray:
+    """Rows may be padded (`step`); `is_bigendian` means nothing for 8-bit pixels."""
     if message.encoding not in ENCODINGS:
         raise ImageError(
             f'image encoding {message.encoding!r} is not supported; '
@@ -75,17 +81,6 @@ def image_from_message(message: Any) -> ImageArray:
     return np.ascontiguousarray(pixels[:, :, order])
 
 
-def image_from_compressed(message: Any) -> ImageArray:
-    """Decode a `sensor_msgs/CompressedImage` (JPEG, PNG ...) to uint8 RGB (H, W, 3).
-
-    Raises
-    ------
-    ImageError
-        If the data are empty or not an image.
-    """
-    return decode_image(bytes(message.data), f'compressed image ({message.format!r})')
-
-
 def fill_image(message: Any, image: ImageArray) -> None:
     """Write a uint8 RGB image into a `sensor_msgs/Image` as rgb8."""
     message.height, message.width = image.shape[:2]
@@ -104,15 +99,11 @@ def intrinsics_from_message(message: Any) -> Intrinsics | None:
     Raises
     ------
     ImageError
-        If a number is not finite, a focal length or size is not positive, or the distortion is
-        of an unknown kind.
+        If the numbers describe no camera; see `lens.check_intrinsics`.
     """
     k = [float(value) for value in message.k]
     if k[0] == 0.0:  # CameraInfo.msg: uncalibrated cameras have K[0] == 0
         return None
-    distortion = tuple(float(value) for value in message.d)
-    if not np.isfinite([*k, *distortion]).all():
-        raise ImageError(f'camera_info has numbers that are not finite: K {k}, D {distortion}')
     width, height = int(message.width), int(message.height)
     x, y = 0, 0
     region = message.roi
@@ -120,14 +111,7 @@ def intrinsics_from_message(message: Any) -> Intrinsics | None:
         x, y = int(region.x_offset), int(region.y_offset)
         width, height = int(region.width), int(region.height)
     columns, rows = max(1, int(message.binning_x)), max(1, int(message.binning_y))
-    if k[0] < 0.0 or k[4] <= 0.0 or width < 1 or height < 1:
-        raise ImageError(
-            f'camera_info has fx {k[0]}, fy {k[4]} for {width} x {height} px; '
-            'expected positive numbers'
-        )
-    model = message.distortion_model or 'plumb_bob'
-    distortion = _checked_distortion(model, distortion)
-    return Intrinsics(
+    intrinsics = Intrinsics(
         width_px=width // columns,
         height_px=height // rows,
         fx_px=k[0] / columns,
@@ -135,25 +119,11 @@ def intrinsics_from_message(message: Any) -> Intrinsics | None:
         # Pixel centres have whole coordinates, so a bin of n pixels has its centre at (n - 1) / 2.
         cx_px=(k[2] - x - (columns - 1) / 2) / columns,
         cy_px=(k[5] - y - (rows - 1) / 2) / rows,
-        distortion=distortion,
-        model=model,
+        distortion=tuple(float(value) for value in message.d),
+        model=message.distortion_model or 'plumb_bob',
     )
-
-
-def _checked_distortion(model: str, distortion: tuple[float, ...]) -> tuple[float, ...]:
-    if model not in DISTORTION_SIZES:
-        if not any(distortion):
-            return ()
-        raise ImageError(
-            f'distortion model {model!r} is not supported; '
-            f'expected one of {sorted(DISTORTION_SIZES)}'
-        )
-    if len(distortion) not in DISTORTION_SIZES[model]:
-        raise ImageError(
-            f'distortion model {model} has {len(distortion)} coefficients; '
-            f'expected {DISTORTION_SIZES[model][-1]}'
-        )
-    return distortion if any(distortion) else ()
+    check_intrinsics(intrinsics)
+    return intrinsics
 
 
 def fill_camera_info(message: Any, intrinsics: Intrinsics) -> None:
@@ -170,6 +140,31 @@ def fill_camera_info(message: Any, intrinsics: Intrinsics) -> None:
     message.k = [fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0]
     message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     message.p = [fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def has_orientation(message: Any) -> bool:
+    """Whether a `sensor_msgs/Imu` says anything about orientation (Imu.msg: -1 if not)."""
+    return bool(message.orientation_covariance[0] != -1.0)
+
+
+def attitude_from_imu(message: Any, *, heading_known: bool = True) -> Attitude | None:
+    """Attitude of the aircraft from a `sensor_msgs/Imu`; None if it has no orientation.
+
+    The heading is unknown where the variance of the yaw says so (`UNKNOWN_YAW_RAD2`), or with
+    `heading_known` False.
+
+    Raises
+    ------
+    ImageError
+        If the orientation is no rotation.
+    """
+    if not has_orientation(message):
+        return None
+    q = message.orientation
+    yaw_is_known = message.orientation_covariance[8] < UNKNOWN_YAW_RAD2
+    return attitude_from_quaternion(
+        q.x, q.y, q.z, q.w, heading_known=bool(heading_known and yaw_is_known)
+    )
 
 
 def _rotation(x: float, y: float, z: float, w: float) -> FloatArray:
@@ -212,12 +207,13 @@ def attitude_from_quaternion(
         )
     matrix = _rotation(x / length, y / length, z / length, w / length)
     nose_e, nose_n, nose_u = matrix[:, 0]
+    heading_deg = yaw_to_heading_deg(math.atan2(nose_n, nose_e))
     # With the left wing's and the mast's upward components: u of left rises when the right wing
     # drops.
     return Attitude(
         roll_deg=math.degrees(math.atan2(matrix[2, 1], matrix[2, 2])),
         pitch_deg=math.degrees(math.asin(min(1.0, max(-1.0, nose_u)))),
-        heading_deg=math.degrees(math.atan2(nose_e, nose_n)) % 360.0 if heading_known else None,
+        heading_deg=heading_deg if heading_known else None,
     )
 
 
@@ -240,17 +236,27 @@ def quaternion_from_attitude(attitude: Attitude) -> tuple[float, float, float, f
     )
 
 
-def height_from_range(message: Any, *, tilt_cosine: float = 1.0) -> float | None:
-    """Height above ground from a `sensor_msgs/Range`; None where it measured nothing.
+def range_from_message(message: Any) -> float | None:
+    """Reading of a `sensor_msgs/Range` in metres; None where it measured nothing.
 
-    Parameters
-    ----------
-    message : Range
-        A reading outside its limits, infinite or NaN is no measurement (REP 117).
-    tilt_cosine : float
-        Cosine between the beam and the vertical.
+    Outside its limits, infinite or NaN is no measurement (REP 117).
     """
-    reading = float(message.range)
-    if not math.isfinite(reading) or not message.min_range <= reading <= message.max_range:
+    reading_m = float(message.range)
+    if not math.isfinite(reading_m) or not message.min_range <= reading_m <= message.max_range:
         return None
-    return reading * tilt_cosine
+    return reading_m
+
+
+def tilt_cosine(attitude: Attitude | None) -> float:
+    """Cosine between the body's down axis and the vertical; 1 where the attitude is unknown."""
+    if attitude is None:
+        return 1.0
+    return math.cos(math.radians(attitude.roll_deg)) * math.cos(math.radians(attitude.pitch_deg))
+
+
+def position_from_navsat(message: Any) -> tuple[float, float, float] | None:
+    """(lat_deg, lon_deg, ellipsoid_m) of a `sensor_msgs/NavSatFix`; None if it is no fix."""
+    position = float(message.latitude), float(message.longitude), float(message.altitude)
+    if message.status.status < 0 or not all(map(math.isfinite, position[:2])):
+        return None
+    return position

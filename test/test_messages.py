@@ -10,19 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bicrossnet_ros.errors import ImageError
-from bicrossnet_ros.flight_bag import attitude_deg
 from bicrossnet_ros.geodesy import wrap_deg
-from bicrossnet_ros.nodes.messages import (
+from bicrossnet_ros.messages import (
     ENCODINGS,
+    attitude_from_imu,
     attitude_from_quaternion,
     fill_camera_info,
     fill_image,
-    height_from_range,
-    image_from_compressed,
     image_from_message,
     intrinsics_from_message,
+    position_from_navsat,
     quaternion_from_attitude,
+    range_from_message,
     stamp_s,
+    tilt_cosine,
 )
 from bicrossnet_ros.types import Attitude, Intrinsics
 
@@ -66,6 +67,7 @@ def test_image_of_every_encoding(encoding, padding, bigendian):
     ('changes', 'expected'),
     [
         ({'encoding': '16UC1'}, "encoding '16UC1' is not supported"),
+        ({'encoding': '8UC3'}, "encoding '8UC3' is not supported"),
         ({'encoding': ''}, "encoding '' is not supported"),
         ({'data': b''}, 'have 0 bytes; step 21 x height 5 makes 105'),
         ({'data': bytes(104)}, 'have 104 bytes'),
@@ -90,13 +92,13 @@ def test_image_round_trip():
 def test_compressed_image():
     png = cv2.imencode('.png', PICTURE[:, :, ::-1])[1].tobytes()
     message = SimpleNamespace(format='rgb8; png compressed', data=png)
-    np.testing.assert_array_equal(image_from_compressed(message), PICTURE)
+    np.testing.assert_array_equal(image_from_message(message), PICTURE)
 
 
 @pytest.mark.parametrize('data', [b'', b'\xff\xd8\xff', b'no image at all'])
 def test_compressed_image_that_is_damaged(data):
     with pytest.raises(ImageError, match=r"compressed image \('jpeg'\)"):
-        image_from_compressed(SimpleNamespace(format='jpeg', data=data))
+        image_from_message(SimpleNamespace(format='jpeg', data=data))
 
 
 def camera_info(**changes: object):
@@ -150,14 +152,18 @@ def test_binning_keeps_the_ray_of_a_pixel():
 @pytest.mark.parametrize(
     ('changes', 'expected'),
     [
-        ({'k': [math.nan] + [1.0] * 8}, 'not finite'),
-        ({'k': [math.inf, 0, 0, 0, 1.0, 0, 0, 0, 1]}, 'not finite'),
-        ({'d': [math.nan] * 5}, 'not finite'),
-        ({'k': [-500.0, 0, 0, 0, 500.0, 0, 0, 0, 1]}, 'expected positive'),
-        ({'k': [500.0, 0, 0, 0, 0.0, 0, 0, 0, 1]}, 'expected positive'),
-        ({'width': 0}, 'expected positive'),
-        ({'distortion_model': 'magic'}, "'magic' is not supported"),
-        ({'d': [0.1, 0.2, 0.3]}, 'has 3 coefficients'),
+        ({'k': [math.nan] + [1.0] * 8}, 'expected two positive numbers'),
+        ({'k': [math.inf, 0, 0, 0, 1.0, 0, 0, 0, 1]}, 'expected two positive numbers'),
+        ({'k': [500.0, 0, math.nan, 0, 500.0, 9, 0, 0, 1]}, 'lies outside the image'),
+        ({'d': [math.nan] * 5}, 'is not finite'),
+        ({'k': [-500.0, 0, 0, 0, 500.0, 0, 0, 0, 1]}, 'expected two positive numbers'),
+        ({'k': [500.0, 0, 0, 0, 0.0, 0, 0, 0, 1]}, 'expected two positive numbers'),
+        ({'width': 0}, 'intrinsics are for 0 x 480 px'),
+        ({'binning_y': 481}, 'intrinsics are for 640 x 0 px'),
+        ({'distortion_model': 'magic'}, "'magic' is unknown"),
+        # Zeros mean no distortion in known models only: a fisheye with zeros is no pinhole.
+        ({'distortion_model': 'magic', 'd': [0.0] * 5}, "'magic' is unknown"),
+        ({'d': [0.1, 0.2, 0.3]}, 'has 3 distortion coefficients'),
     ],
 )
 def test_camera_info_that_is_damaged(changes, expected):
@@ -194,11 +200,6 @@ def test_attitude_round_trip(roll_deg, pitch_deg, heading_deg):
     assert found.pitch_deg == pytest.approx(pitch_deg, abs=1e-6)
     assert wrap_deg(found.roll_deg - roll_deg) == pytest.approx(0.0, abs=1e-5)
     assert wrap_deg(found.heading_deg - heading_deg) == pytest.approx(0.0, abs=1e-5)
-    # The reader of bags does the same by Euler angles.
-    other = attitude_deg(*quaternion)
-    assert other[1] == pytest.approx(pitch_deg, abs=1e-5)
-    assert wrap_deg(other[0] - roll_deg) == pytest.approx(0.0, abs=1e-4)
-    assert wrap_deg(other[2] - heading_deg) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_heading_that_is_not_trusted():
@@ -213,18 +214,52 @@ def test_orientation_that_is_none(quaternion):
         attitude_from_quaternion(*quaternion)
 
 
+def imu(*, first: float = 0.0, yaw_variance: float = 0.0):
+    return SimpleNamespace(
+        orientation=SimpleNamespace(x=0.0, y=0.0, z=0.0, w=1.0),
+        orientation_covariance=[first, 0, 0, 0, 0, 0, 0, 0, yaw_variance],
+    )
+
+
+def test_what_an_imu_knows():
+    assert attitude_from_imu(imu(first=-1.0)) is None
+    assert attitude_from_imu(imu()).heading_deg == pytest.approx(90.0)
+    assert attitude_from_imu(imu(yaw_variance=10.0)) == Attitude(0.0, 0.0, None)
+    assert attitude_from_imu(imu(), heading_known=False) == Attitude(0.0, 0.0, None)
+
+
 def reading(value: float):
     return SimpleNamespace(range=value, min_range=0.5, max_range=120.0)
 
 
-def test_height_from_range():
-    assert height_from_range(reading(100.0)) == 100.0
-    assert height_from_range(reading(100.0), tilt_cosine=0.5) == 50.0
+def test_range():
+    assert range_from_message(reading(100.0)) == 100.0
 
 
 @pytest.mark.parametrize('value', [0.1, 130.0, math.inf, -math.inf, math.nan, -3.0])
 def test_range_that_measured_nothing(value):
-    assert height_from_range(reading(value)) is None
+    assert range_from_message(reading(value)) is None
+
+
+@given(st.floats(-80.0, 80.0), st.floats(-80.0, 80.0), st.floats(0.0, 360.0))
+def test_tilt_cosine_is_that_of_the_body_axis(roll_deg, pitch_deg, heading_deg):
+    attitude = Attitude(roll_deg, pitch_deg, heading_deg)
+    x, y, _, _ = quaternion_from_attitude(attitude)
+    assert tilt_cosine(attitude) == pytest.approx(1 - 2 * (x * x + y * y), abs=1e-9)
+    assert tilt_cosine(None) == 1.0
+
+
+def test_position():
+    def navsat(status: int, lat_deg: float, ellipsoid_m: float = 250.0):
+        state = SimpleNamespace(status=status)
+        return SimpleNamespace(
+            status=state, latitude=lat_deg, longitude=-83.0, altitude=ellipsoid_m
+        )
+
+    assert position_from_navsat(navsat(0, 41.0)) == (41.0, -83.0, 250.0)
+    assert position_from_navsat(navsat(0, 41.0, math.nan))[:2] == (41.0, -83.0)
+    assert position_from_navsat(navsat(-1, 41.0)) is None
+    assert position_from_navsat(navsat(0, math.nan)) is None
 
 
 def test_stamp():
