@@ -24,6 +24,9 @@ RELIABLE = QoSProfile(
 class Recorder:
     """Collects `fix` and `geolocalizer/report`, paired by the exposure time they carry.
 
+    Only the first answer to an exposure counts: a player that waits in vain sends the frame again,
+    and the node refuses what it has seen.
+
     Parameters
     ----------
     on_answer : callable
@@ -35,6 +38,7 @@ class Recorder:
         self._on_answer = on_answer
         self._fixes: dict[float, NavSatFix] = {}
         self._estimates: dict[float, PositionEstimate] = {}
+        self._answered: set[float] = set()
         self._node = Node('demo_recorder')
         self._node.create_subscription(NavSatFix, 'fix', self._on_fix, RELIABLE)
         self._node.create_subscription(
@@ -54,18 +58,20 @@ class Recorder:
         rclpy.try_shutdown()
 
     def _on_fix(self, message: NavSatFix) -> None:
-        self._fixes[stamp_s(message.header.stamp)] = message
-        self._pair(stamp_s(message.header.stamp))
+        key = stamp_s(message.header.stamp)
+        self._fixes.setdefault(key, message)
+        self._pair(key)
 
     def _on_report(self, message: DiagnosticArray) -> None:
-        self._estimates[stamp_s(message.header.stamp)] = estimate_from_diagnostic(
-            message.status[0]
-        )
-        self._pair(stamp_s(message.header.stamp))
+        key = stamp_s(message.header.stamp)
+        self._estimates.setdefault(key, estimate_from_diagnostic(message.status[0]))
+        self._pair(key)
 
     def _pair(self, key: float) -> None:
-        if key in self._fixes and key in self._estimates:
-            self._on_answer(self._fixes.pop(key), self._estimates.pop(key))
+        if key in self._answered or key not in self._fixes or key not in self._estimates:
+            return
+        self._answered.add(key)
+        self._on_answer(self._fixes[key], self._estimates[key])
 
 
 def is_position(message: NavSatFix) -> bool:

@@ -1,22 +1,22 @@
 """The demonstration as a newcomer runs it: real processes, real ROS 2, its exit code."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('rasterio', reason='the builder extra is not installed')
 
+from command_line import run_module
 from gallery_fixtures import textured, write_map
+from nodes_harness import free_domain
 
+from bicrossnet_ros.nodes.diagnostics import estimate_to_diagnostic
+from bicrossnet_ros.types import PositionEstimate, Reason, Status
 from gallery_builder.flight_plan import FlightPlan
 from gallery_builder.mosaic import MapSources
 from gallery_builder.simulate import simulate
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.ros
 
 
@@ -32,14 +32,9 @@ def flown(tmp_path_factory):
 
 
 def demo(*arguments):
-    return subprocess.run(
-        [sys.executable, '-m', 'demo', *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    domain, lock = free_domain()
+    with lock:
+        return run_module('demo', *arguments, ROS_DOMAIN_ID=str(domain))
 
 
 def test_a_flight_is_localised_over_ros(flown, tmp_path):
@@ -76,3 +71,49 @@ def test_impossible_requests_end_with_one_line(arguments, message, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_a_frame_that_is_sent_twice_counts_once(monkeypatch):
+    import rclpy
+    from builtin_interfaces.msg import Time
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+    from sensor_msgs.msg import NavSatFix
+
+    from demo.recorder import RELIABLE, Recorder
+
+    domain, lock = free_domain()
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    answers = []
+    recorder = Recorder(lambda fix, estimate: answers.append((fix.latitude, estimate.detail)))
+    node = rclpy.create_node('answering')
+    fixes = node.create_publisher(NavSatFix, 'fix', RELIABLE)
+    reports = node.create_publisher(DiagnosticArray, 'geolocalizer/report', RELIABLE)
+
+    def answer(at_s: int, lat_deg: float, detail: str) -> None:
+        fix = NavSatFix(latitude=lat_deg)
+        report = DiagnosticArray(status=[DiagnosticStatus()])
+        fix.header.stamp = report.header.stamp = Time(sec=at_s)
+        estimate = PositionEstimate(at_s, Status.NO_FIX, Reason.AMBIGUOUS, detail)
+        estimate_to_diagnostic(report.status[0], estimate, KeyValue)
+        fixes.publish(fix)
+        reports.publish(report)
+
+    try:
+        for _ in range(200):
+            recorder.spin_once(0.05)
+            if fixes.get_subscription_count() and reports.get_subscription_count():
+                break
+        answer(7, 41.0, 'first')
+        answer(7, 0.0, 'out of order')
+        answer(8, 42.0, 'next')
+        for _ in range(200):
+            recorder.spin_once(0.05)
+            if len(answers) == 2 and answers[-1][1] == 'next':
+                break
+        recorder.spin_once(0.2)
+        assert answers == [(41.0, 'first'), (42.0, 'next')]
+    finally:
+        node.destroy_node()
+        recorder.close()
+        lock.close()
