@@ -7,17 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bicrossnet_ros.camera import (
-    FramePyramid,
-    GroundView,
-    apply,
-    clockwise,
-    ground_patch,
-    top_heading_deg,
-)
+from bicrossnet_ros.camera import GroundView, apply, clockwise, top_heading_deg
 from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, MapFeatures, extract
 from bicrossnet_ros.gallery import Gallery
+from bicrossnet_ros.patch import FramePyramid, ground_patch
 from bicrossnet_ros.registration import (
     Expectation,
     Refusal,

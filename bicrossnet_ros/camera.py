@@ -1,4 +1,4 @@
-"""From a frame to the ground: attitude and height above it make a north-up patch.
+"""The camera over the ground: attitude and height say what every pixel sees.
 
 Conventions beside those of `types`: points given to homographies are (col, row), the order of
 OpenCV; the world is (east, north, up) of the map's grid with its origin on the ground below the
@@ -15,14 +15,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from bicrossnet_ros.config import CameraConfig
 from bicrossnet_ros.errors import ImageError
-from bicrossnet_ros.lens import camera_matrix, distorted, has_distortion, undistorted
-from bicrossnet_ros.types import Attitude, FloatArray, ImageArray, Intrinsics, MaskArray
+from bicrossnet_ros.lens import camera_matrix, undistorted
+from bicrossnet_ros.types import Attitude, FloatArray, ImageArray, Intrinsics
 
 # Beyond this angle off the vertical a metre of ground is a pixel or less and relief hides it.
 MAX_RAY_DEG = 75.0
@@ -221,163 +220,3 @@ def _area_scale(homography: FloatArray, point: FloatArray) -> float:
     """Factor on areas at a point: det(H) / w^3."""
     w = float(homography[2] @ [point[0], point[1], 1.0])
     return float(abs(np.linalg.det(homography) / w**3))
-
-
-@dataclass(frozen=True)
-class GroundPatch:
-    """A north-up picture of the ground.
-
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-    mask : ndarray of shape (H, W), bool
-        Where the frame saw the ground; elsewhere the image has the mean colour of what it saw, as
-        tiles at the border of a map have.
-    gsd_m : float
-        Metres per pixel.
-    west_m, north_m : float
-        Outer corner of the first pixel, from the point below the camera.
-    frame_from_patch : ndarray of shape (3, 3)
-        Homography from patch pixels (col, row) to ideal frame pixels (col, row).
-    """
-
-    image: ImageArray
-    mask: MaskArray
-    gsd_m: float
-    west_m: float
-    north_m: float
-    frame_from_patch: FloatArray
-
-    @property
-    def ground_from_patch(self) -> FloatArray:
-        """Affine map (3, 3) from patch pixels (col, row) to (east, north) below the camera."""
-        return _ground_from_patch(self.west_m, self.north_m, self.gsd_m)
-
-
-def _ground_from_patch(west_m: float, north_m: float, gsd_m: float) -> FloatArray:
-    return np.array(
-        [
-            [gsd_m, 0.0, west_m + 0.5 * gsd_m],
-            [0.0, -gsd_m, north_m - 0.5 * gsd_m],
-            [0.0, 0.0, 1.0],
-        ]
-    )
-
-
-class FramePyramid:
-    """A frame and the shrunken copies that patches of coarser resolution are taken from.
-
-    Shrinking by area averages before the warp samples, so that fine furrows do not alias; copies
-    are kept because all hypotheses of one frame need the same ones.
-    """
-
-    def __init__(self, image: ImageArray) -> None:
-        self._image = image
-        self._copies: dict[tuple[int, int], ImageArray] = {}
-
-    def at(self, scale: float) -> ImageArray:
-        """The frame at this scale, never enlarged."""
-        height, width = self._image.shape[:2]
-        if scale >= 0.95:
-            return self._image
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if size not in self._copies:
-            self._copies[size] = np.asarray(
-                cv2.resize(self._image, size, interpolation=cv2.INTER_AREA), np.uint8
-            )
-        return self._copies[size]
-
-
-def ground_patch(
-    pyramid: FramePyramid,
-    view: GroundView,
-    *,
-    size_px: tuple[int, int],
-    gsd_m: float,
-    middle_m: FloatArray | None = None,
-) -> GroundPatch:
-    """Resample the frame to a north-up patch.
-
-    Parameters
-    ----------
-    pyramid : FramePyramid
-        The frame.
-    view : GroundView
-        Where the camera is and looks.
-    size_px : (int, int)
-        (H, W) of the patch.
-    gsd_m : float
-        Metres per pixel of the patch.
-    middle_m : ndarray of shape (2,), optional
-        Ground point at the patch's middle; the one at the image's middle by default.
-    """
-    middle = view.center_m if middle_m is None else middle_m
-    west_m = float(middle[0] - 0.5 * size_px[1] * gsd_m)
-    north_m = float(middle[1] + 0.5 * size_px[0] * gsd_m)
-    to_ground = _ground_from_patch(west_m, north_m, gsd_m)
-    frame_from_patch = view.frame_from_ground @ to_ground
-    shrunk = pyramid.at(view.gsd_m / gsd_m)
-    factor = np.array([shrunk.shape[1], shrunk.shape[0]]) / [
-        view.intrinsics.width_px,
-        view.intrinsics.height_px,
-    ]
-    scale = np.array(
-        [
-            [factor[0], 0.0, 0.5 * factor[0] - 0.5],
-            [0.0, factor[1], 0.5 * factor[1] - 0.5],
-            [0.0, 0.0, 1.0],
-        ]
-    )
-    if has_distortion(view.intrinsics):
-        image, mask = _warp_lens(shrunk, view.intrinsics, frame_from_patch, scale, size_px)
-    else:
-        image, mask = _warp_flat(shrunk, scale @ frame_from_patch, size_px)
-    mask &= _near_enough(to_ground, size_px, view.agl_m * math.tan(math.radians(MAX_RAY_DEG)))
-    # The sign of w tells the ground in front of the camera from its mirror image behind.
-    cols, rows = np.arange(size_px[1]), np.arange(size_px[0])[:, None]
-    mask &= (
-        frame_from_patch[2, 0] * cols + frame_from_patch[2, 1] * rows + frame_from_patch[2, 2] > 0
-    )
-    if mask.any() and not mask.all():
-        image[~mask] = np.rint(image[mask].mean(axis=0)).astype(np.uint8)
-    return GroundPatch(image, mask, gsd_m, west_m, north_m, frame_from_patch)
-
-
-def _warp_flat(
-    image: ImageArray, homography: FloatArray, size_px: tuple[int, int]
-) -> tuple[ImageArray, MaskArray]:
-    size = (size_px[1], size_px[0])
-    flags = cv2.WARP_INVERSE_MAP
-    out = cv2.warpPerspective(
-        image, homography, size, flags=flags | cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
-    ones = np.full(image.shape[:2], 255, np.uint8)
-    mask = cv2.warpPerspective(ones, homography, size, flags=flags | cv2.INTER_LINEAR)
-    return np.asarray(out, np.uint8), np.asarray(mask == 255)
-
-
-def _warp_lens(
-    image: ImageArray,
-    intrinsics: Intrinsics,
-    frame_from_patch: FloatArray,
-    scale: FloatArray,
-    size_px: tuple[int, int],
-) -> tuple[ImageArray, MaskArray]:
-    rows, cols = np.mgrid[0 : size_px[0], 0 : size_px[1]]
-    ideal = apply(frame_from_patch, np.stack([cols.ravel(), rows.ravel()], axis=1))
-    real = apply(scale, distorted(intrinsics, ideal)).reshape(*size_px, 2)
-    height, width = image.shape[:2]
-    inside = np.isfinite(real).all(axis=2) & (real >= 0).all(axis=2)
-    inside &= (real[..., 0] <= width - 1) & (real[..., 1] <= height - 1)
-    # Outside its field a polynomial lens folds back into the frame; count what comes home.
-    back = undistorted(intrinsics, apply(inverse(scale), real[inside]))
-    inside[inside] = np.linalg.norm(back - ideal.reshape(*size_px, 2)[inside], axis=1) < 1.0
-    maps = np.clip(np.nan_to_num(real), -1e4, 1e5).astype(np.float32)
-    out = cv2.remap(image, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(out, np.uint8), np.asarray(inside)
-
-
-def _near_enough(to_ground: FloatArray, size_px: tuple[int, int], limit_m: float) -> MaskArray:
-    east = to_ground[0, 0] * np.arange(size_px[1]) + to_ground[0, 2]
-    north = to_ground[1, 1] * np.arange(size_px[0]) + to_ground[1, 2]
-    return np.asarray(east**2 + (north**2)[:, None] <= limit_m**2)

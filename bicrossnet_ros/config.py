@@ -110,8 +110,9 @@ class RetrievalConfig:
         0.0, 'best cosine similarity below which there is no fix', -1, 1
     )
     min_margin: float = parameter(
-        0.02,
-        'without registration: lead over the best tile elsewhere that a fix needs',
+        0.1,
+        'without registration: lead over the best tile elsewhere that a fix needs; depends on the '
+        'model, measure it on a flight of your own',
         0,
         2,
     )

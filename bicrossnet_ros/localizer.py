@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from bicrossnet_ros.alignment import Aligner, Alignment
-from bicrossnet_ros.camera import FramePyramid, ground_patch, top_heading_deg
+from bicrossnet_ros.camera import top_heading_deg
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.errors import BiCrossNetError
+from bicrossnet_ros.estimate import MapFrame, fix, no_fix
 from bicrossnet_ros.gallery import Gallery
-from bicrossnet_ros.geodesy import grid_convergence_deg, to_projected, to_wgs84
+from bicrossnet_ros.geodesy import grid_convergence_deg, to_projected
 from bicrossnet_ros.hypotheses import Hypothesis, Knowledge, interpret
 from bicrossnet_ros.integrity import (
     lead_over_elsewhere,
@@ -24,6 +25,7 @@ from bicrossnet_ros.integrity import (
     tile_covariance,
     tilt_covariance,
 )
+from bicrossnet_ros.patch import FramePyramid, ground_patch
 from bicrossnet_ros.positioning import Position, locate
 from bicrossnet_ros.registration import Refusal
 from bicrossnet_ros.retrieval import Place, distinct_places, rank_tiles
@@ -33,7 +35,6 @@ from bicrossnet_ros.types import (
     ImageArray,
     PositionEstimate,
     Reason,
-    Status,
     TileMatch,
 )
 
@@ -71,7 +72,9 @@ class Localizer:
         self.encoder = encoder
         self.config = config or LocalizerConfig()
         self._aligner = Aligner(gallery, self.config.registration)
-        self._convergence_deg = grid_convergence_deg(gallery.crs, *gallery.origin)
+        self._frame_of_map = MapFrame(
+            gallery.crs, grid_convergence_deg(gallery.crs, *gallery.origin)
+        )
         self._map_accuracy_m = map_sigma_m(self.config.integrity, gallery.manifest.accuracy_m)
 
     def localize(self, frame: Frame) -> PositionEstimate:
@@ -84,7 +87,7 @@ class Localizer:
         try:
             estimate = attempt.run(frame)
         except BiCrossNetError as error:
-            estimate = _no_fix(Refusal(Reason.BAD_INPUT, str(error)))
+            estimate = no_fix(Refusal(Reason.BAD_INPUT, str(error)))
         return dataclasses.replace(estimate, stamp_s=frame.stamp_s, timings_ms=clock.finish())
 
 
@@ -107,20 +110,6 @@ class _Clock:
         return self._stages | {'total': 1e3 * (time.perf_counter() - self._start)}
 
 
-def _no_fix(refusal: Refusal, matches: list[TileMatch] | None = None) -> PositionEstimate:
-    best = matches[0] if matches else None
-    return PositionEstimate(
-        stamp_s=math.nan,
-        status=Status.NO_FIX,
-        reason=refusal.reason,
-        detail=refusal.detail,
-        similarity=best.similarity if best else math.nan,
-        inliers=refusal.inliers,
-        tile_id=best.tile_id if best else -1,
-        candidates=tuple(matches or ()),
-    )
-
-
 class _Attempt:
     """The stages for one frame, which share its pyramid and its knowledge."""
 
@@ -129,39 +118,44 @@ class _Attempt:
         self._encoder = localizer.encoder
         self._config = localizer.config
         self._aligner = localizer._aligner
-        self._convergence_deg = localizer._convergence_deg
+        self._frame_of_map = localizer._frame_of_map
         self._map_accuracy_m = localizer._map_accuracy_m
         self._clock = clock
 
     def run(self, frame: Frame) -> PositionEstimate:
-        knowledge = interpret(frame, self._config.camera, convergence_deg=self._convergence_deg)
+        knowledge = interpret(
+            frame, self._config.camera, convergence_deg=self._frame_of_map.convergence_deg
+        )
         pyramid = FramePyramid(frame.image)
         circle = self._circle(frame, knowledge)
         ranked = self._rank(pyramid, knowledge, circle)
         shown = ranked[: self._config.retrieval.candidates]
         if not ranked:
-            return _no_fix(Refusal(Reason.NO_MAP_HERE, self._no_map_detail(frame)))
+            return no_fix(Refusal(Reason.NO_MAP_HERE, self._no_map_detail(frame)))
         lowest = self._config.retrieval.min_similarity
         if ranked[0].similarity < lowest:
             detail = f'the best similarity is {ranked[0].similarity:.3f}; {lowest:g} is needed'
-            return _no_fix(Refusal(Reason.LOW_SIMILARITY, detail), shown)
+            return no_fix(Refusal(Reason.LOW_SIMILARITY, detail), shown)
         tried = _hypothesis_of(ranked[0], knowledge)
         with self._clock.stage('register'):
             if not self._config.registration.enabled:
                 return self._from_tile(ranked, knowledge, tried)
-            found = self._register(pyramid, knowledge, tried, ranked)
+            for guess in _other_heights(tried, knowledge):
+                found = self._register(pyramid, knowledge, guess, ranked)
+                if not isinstance(found, Refusal) or found.reason is Reason.AMBIGUOUS:
+                    break
             if isinstance(found, Refusal):
-                return _no_fix(found, shown)
+                return no_fix(found, shown)
             alignment, position = found
             problem = _outside_prior(position, circle)
             if problem:
                 refusal = Refusal(Reason.IMPLAUSIBLE, problem, alignment.registration.inliers)
-                return _no_fix(refusal, shown)
-            tile_id = self._nearest_tile(position)
-            return self._fix(
+                return no_fix(refusal, shown)
+            return fix(
                 position,
                 shown,
-                tile_id=tile_id,
+                self._frame_of_map,
+                tile_id=self._nearest_tile(position),
                 inliers=alignment.registration.inliers,
                 detail=f'{alignment.registration.inliers} of '
                 f'{alignment.registration.matches} matches agree',
@@ -269,7 +263,7 @@ class _Attempt:
         needed = self._config.retrieval.min_margin
         if lead < needed:
             detail = f'the best tile leads a tile elsewhere by {lead:.3f}; {needed:g} is needed'
-            return _no_fix(Refusal(Reason.AMBIGUOUS, detail), shown)
+            return no_fix(Refusal(Reason.AMBIGUOUS, detail), shown)
         covariance = tile_covariance(
             ranked, tile_size_m=tile_size_m, spacing_m=(1 - manifest.overlap) * tile_size_m
         )
@@ -290,46 +284,19 @@ class _Attempt:
             grid_heading_deg=top_heading_deg(tried.view.rotation),
         )
         detail = f'the best tile leads every tile elsewhere by {lead:.3f}'
-        return self._fix(position, shown, tile_id=best.tile_id, inliers=0, detail=detail)
+        return fix(
+            position,
+            shown,
+            self._frame_of_map,
+            tile_id=best.tile_id,
+            inliers=0,
+            detail=detail,
+        )
 
     def _nearest_tile(self, position: Position) -> int:
         east = self._gallery.tile_east_m - position.center_m[0]
         north = self._gallery.tile_north_m - position.center_m[1]
         return int(np.argmin(east**2 + north**2))
-
-    def _fix(
-        self,
-        position: Position,
-        shown: list[TileMatch],
-        *,
-        tile_id: int,
-        inliers: int,
-        detail: str,
-    ) -> PositionEstimate:
-        camera = to_wgs84(self._gallery.crs, *position.camera_m.tolist())
-        center = to_wgs84(self._gallery.crs, *position.center_m.tolist())
-        return PositionEstimate(
-            stamp_s=math.nan,
-            status=Status.FIX,
-            reason=Reason.NONE,
-            detail=detail,
-            lat_deg=camera[0],
-            lon_deg=camera[1],
-            east_m=float(position.camera_m[0]),
-            north_m=float(position.camera_m[1]),
-            covariance_m2=position.camera_covariance_m2,
-            center_lat_deg=center[0],
-            center_lon_deg=center[1],
-            center_east_m=float(position.center_m[0]),
-            center_north_m=float(position.center_m[1]),
-            center_covariance_m2=position.center_covariance_m2,
-            agl_m=position.agl_m,
-            heading_deg=(position.grid_heading_deg - self._convergence_deg) % 360.0,
-            similarity=shown[0].similarity,
-            inliers=inliers,
-            tile_id=tile_id,
-            candidates=tuple(shown),
-        )
 
 
 def _hypothesis_of(match: TileMatch, knowledge: Knowledge) -> Hypothesis:
@@ -339,6 +306,15 @@ def _hypothesis_of(match: TileMatch, knowledge: Knowledge) -> Hypothesis:
         for guess in knowledge.hypotheses
         if guess.heading_deg == match.heading_deg and guess.agl_m == match.agl_m
     )
+
+
+def _other_heights(tried: Hypothesis, knowledge: Knowledge) -> list[Hypothesis]:
+    """A hypothesis and those that differ from it in height alone, the likest first.
+
+    Features match over a factor of about 1.3 in scale, less than guessed heights are apart.
+    """
+    same = [guess for guess in knowledge.hypotheses if guess.heading_deg == tried.heading_deg]
+    return sorted(same, key=lambda guess: abs(math.log(guess.agl_m / tried.agl_m)))
 
 
 def _outside_prior(position: Position, circle: tuple[tuple[float, float], float] | None) -> str:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from localizer_scene import GSD_M, LENS, NORTH_M, WEST_M, Shot, ground_texture, render
 
 from bicrossnet_ros.camera import (
-    FramePyramid,
     GroundView,
     apply,
     check_agl,
@@ -19,7 +18,6 @@ from bicrossnet_ros.camera import (
     check_image,
     check_view,
     clockwise,
-    ground_patch,
     rotation_camera_from_world,
     top_heading_deg,
 )
@@ -33,6 +31,7 @@ from bicrossnet_ros.lens import (
     scaled_intrinsics,
     undistorted,
 )
+from bicrossnet_ros.patch import FramePyramid, ground_patch
 from bicrossnet_ros.types import Attitude
 
 PLUMB = replace(LENS, distortion=(-0.21, 0.06, 0.0, 0.0, 0.0))
