@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=0, help='with --untrained')
     parser.add_argument('--data', default='', help='what the data was, for the training record')
     parser.add_argument('--licence', default='', help='its licence, for the training record')
+    parser.add_argument('--note', default='', help='anything else, for the training record')
     options = parser.parse_args(arguments)
     try:
         if options.out.suffix != '.safetensors':
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.untrained, name=name, input_px=options.input_px, seed=options.seed
             )
         else:
-            record = {'data': options.data, 'licence': options.licence}
+            given = {'data': options.data, 'licence': options.licence, 'note': options.note}
+            record = {key: text for key, text in given.items() if text}
             model = from_checkpoint(options.checkpoint, name=name, record=record)
         write_model(options.out, model)
     except BiCrossNetError as error:

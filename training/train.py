@@ -203,7 +203,7 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[s
 
     if config.norm_steps:
         figures = _keep_better_norms(model, scenes, held_out, preprocessing, config)
-        _log(out, note='after re-estimating BatchNorm', **figures)
+        _log(out, note='after trying BatchNorm re-estimation', **figures)
     state = _state(
         config, model, loss, optimizer, step=config.steps, figures=figures, revision=revision
     )
