@@ -208,7 +208,7 @@ def line(number: int, record: FixRecord, truth: FlightRecord) -> str:
         )
     return (
         f'  {number:3d}  {truth.file:<22} fix {record.lat_deg:.6f} {record.lon_deg:.6f}  '
-        f'+-{record.sigma_m:5.2f} m  error {record.error_m:6.2f} m  '
+        f'+-{record.sigma_m:5.2f} m  error {record.error_m:7.3f} m  '
         f'{record.inliers:4d} inliers  {took}'
     )
 
@@ -267,7 +267,7 @@ def closing_line(summary: dict[str, Any]) -> str:
         return text
     error = summary['error_m']
     return (
-        f'{text}, median error {error["median"]:.2f} m, 90 % {error["p90"]:.2f} m, '
+        f'{text}, median error {error["median"]:.3f} m, 90 % {error["p90"]:.3f} m, '
         f'{summary["false_fixes"]} wrong by more than {FALSE_FIX_M:.0f} m'
     )
 
