@@ -30,3 +30,21 @@ def seneca() -> Path:
 def rsscn7() -> Path:
     """The real overhead scenes of RSSCN7."""
     return _real('rsscn7')
+
+
+@pytest.fixture(scope='session')
+def gallery(tmp_path_factory) -> Path:
+    """A gallery of `nodes_scene.texture()` with the model that is shipped."""
+    from nodes_scene import scene_gallery
+
+    return scene_gallery(tmp_path_factory.mktemp('scene'))
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A ROS domain of this test alone; its processes end with the test."""
+    from nodes_harness import World
+
+    world = World(tmp_path)
+    yield world
+    world.close()

@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from command_line import REPOSITORY, run_module
 
 from bicrossnet_ros.geodesy import to_wgs84
 from bicrossnet_ros.types import Intrinsics
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CRS = 'EPSG:32617'
 WEST_M, NORTH_M, GSD_M, SIDE_PX = 320_000.0, 4_560_000.0, 0.25, 1200
 AGL_M = 100.0
@@ -55,42 +55,17 @@ def texture(seed: int = 7) -> np.ndarray:
     return image
 
 
-def write_map(path: Path, image: np.ndarray) -> None:
-    """Write the image as a GeoTIFF."""
-    rasterio = pytest.importorskip('rasterio', reason='needs the extra builder')
-    from rasterio.transform import from_origin
+def scene_gallery(folder: Path) -> Path:
+    """Build a gallery of `texture()` with the model that is shipped."""
+    pytest.importorskip('rasterio', reason='needs the extra builder')
+    from gallery_fixtures import write_map
 
-    with rasterio.open(
-        path,
-        'w',
-        driver='GTiff',
-        height=SIDE_PX,
-        width=SIDE_PX,
-        count=3,
-        dtype='uint8',
-        crs=CRS,
-        transform=from_origin(WEST_M, NORTH_M, GSD_M, GSD_M),
-    ) as target:
-        target.write(image.transpose(2, 0, 1))
-
-
-@functools.cache
-def shared_gallery() -> Path:
-    """A gallery of `texture()` with the model that is shipped, built once for all modules."""
-    folder = Path(tempfile.mkdtemp(prefix='test_gallery_'))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_map(folder / 'map.tif', texture())
-    out = folder / 'test.gallery'
-    subprocess.run(
-        [
-            *(sys.executable, '-m', 'gallery_builder', 'build'),
-            *(str(folder / 'map.tif'), '--out', str(out)),
-            *('--overlap', '0.5'),
-        ],
-        check=True,
-        capture_output=True,
-        cwd=REPOSITORY,
+    chart = write_map(
+        folder / 'map.tif', texture(), crs=CRS, west_m=WEST_M, north_m=NORTH_M, gsd_m=GSD_M
     )
+    out = folder / 'test.gallery'
+    done = run_module('gallery_builder', 'build', chart, '--out', out, '--overlap', 0.5)
+    assert done.returncode == 0, done.stderr
     return out
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from command_line import run_module
 from gallery_fixtures import ProjectionEncoder, build_gallery, finest, textured, write_map
 
 from bicrossnet_ros.encoder import default_model_path, open_encoder
@@ -163,15 +164,9 @@ def test_an_approximate_index_can_be_asked_for(tmp_path, chart):
 
 
 def test_known_errors_are_one_line_and_exit_2(tmp_path, model):
-    done = subprocess.run(
-        [
-            *(sys.executable, '-m', 'gallery_builder', 'build', str(tmp_path / 'absent.tif')),
-            *('--out', str(tmp_path / 'out.gallery')),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_module(
+        *('gallery_builder', 'build', tmp_path / 'absent.tif'),
+        *('--out', tmp_path / 'out.gallery'),
     )
     assert done.returncode == 2
     assert done.stdout == ''

@@ -15,8 +15,7 @@ from pathlib import Path
 import launch_stand_in
 import pytest
 import yaml
-from nodes_harness import World
-from nodes_scene import REPOSITORY, distance_m, frame_at, shared_gallery, shared_install
+from nodes_scene import REPOSITORY, distance_m, frame_at, shared_install
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytestmark = pytest.mark.ros
@@ -112,18 +111,6 @@ def test_the_stand_in_knows_nothing_else(tmp_path, line):
 @pytest.fixture(scope='module')
 def installed() -> Path:
     return shared_install()
-
-
-@pytest.fixture(scope='module')
-def gallery() -> Path:
-    return shared_gallery()
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = World(tmp_path)
-    yield world
-    world.close()
 
 
 def test_the_installed_executable_does_what_the_file_says(installed, gallery, world, tmp_path):

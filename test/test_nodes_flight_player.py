@@ -1,14 +1,12 @@
 """The flight player, alone and with the node: no frame lost, stamps kept, one-line errors."""
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from nodes_harness import World
-from nodes_scene import REPOSITORY, distance_m, frame_at, shared_gallery, write_flight
+from command_line import run_module
+from nodes_scene import distance_m, frame_at, write_flight
 
 from bicrossnet_ros.errors import FlightError
 from bicrossnet_ros.messages import (
@@ -28,18 +26,6 @@ def flight(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('flight') / 'flight'
     write_flight(folder, PIXELS)
     return folder
-
-
-@pytest.fixture(scope='module')
-def gallery() -> Path:
-    return shared_gallery()
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = World(tmp_path)
-    yield world
-    world.close()
 
 
 def test_every_frame_is_localised_at_its_recorded_time(world, flight, gallery):
@@ -181,15 +167,8 @@ def test_nobody_listens(world, flight):
     ],
 )
 def test_arguments_that_make_no_sense(flight, arguments, expected):
-    result = subprocess.run(
-        [
-            *(sys.executable, '-m', 'bicrossnet_ros.nodes.flight_player'),
-            *(one.format(flight=flight) for one in arguments),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+    result = run_module(
+        'bicrossnet_ros.nodes.flight_player', *(one.format(flight=flight) for one in arguments)
     )
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from nodes_harness import World
-from nodes_scene import AGL_M, distance_m, frame_at, shared_gallery, texture
+from nodes_scene import AGL_M, distance_m, frame_at, texture
 
 from bicrossnet_ros.messages import quaternion_from_attitude
 from bicrossnet_ros.types import Attitude, Reason
@@ -20,18 +20,6 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (rclpy)')
 pytestmark = pytest.mark.ros
 
 SENSORS = ('image', 'camera_info', 'imu', 'range')
-
-
-@pytest.fixture(scope='module')
-def gallery() -> Path:
-    return shared_gallery()
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = World(tmp_path)
-    yield world
-    world.close()
 
 
 @pytest.fixture(scope='module')
