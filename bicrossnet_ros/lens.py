@@ -113,9 +113,7 @@ def undistorted(intrinsics: Intrinsics, points: FloatArray) -> FloatArray:
     if intrinsics.model == 'equidistant':
         out = cv2.fisheye.undistortPoints(given, K, _coefficients(intrinsics), P=K)
     else:
-        out = cv2.undistortPoints(
-            given, K, _coefficients(intrinsics), P=K, criteria=criteria
-        )
+        out = cv2.undistortPoints(given, K, _coefficients(intrinsics), P=K, criteria=criteria)
     return np.asarray(out, np.float64).reshape(-1, 2)
 
 
