@@ -89,8 +89,8 @@ def test_kill_9_at_random_moments(tmp_path, chart):
             if run_and_kill(command(chart, out), out, delay_s) == 0:
                 break
             killed += 1
-            if out.exists():  # whole or not there
-                assert list(problems(out)) == []
+            if out.exists():  # killed between the last rename and its exit
+                break
         assert content(out) == expected
         assert list(problems(out)) == []
         assert not partial_of(out).exists()
