@@ -186,9 +186,20 @@ def fly(flight: Flight, folder: Path, gallery: Path, out: Path) -> list[FixRecor
                 *('--stamp', 'recorded', '--rate', '0', '--wait-for-report'),
             )
             listen(recorder, records, node, player, expected=len(flight.records))
+            say(f'The node used {peak_memory_mb(node.pid):.0f} MB of memory at its peak')
     finally:
         recorder.close()
     return records
+
+
+def peak_memory_mb(pid: int) -> float:
+    """Largest resident set of a running process so far (Linux); NaN where it cannot be read."""
+    try:
+        status = Path(f'/proc/{pid}/status').read_text(encoding='ascii')
+    except OSError:
+        return float('nan')
+    values = dict(line.split(':', 1) for line in status.splitlines())
+    return int(values['VmHWM'].split()[0]) * 1024 / 1e6
 
 
 def listen(
