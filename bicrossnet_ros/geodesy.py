@@ -9,7 +9,7 @@ import functools
 import math
 
 import numpy as np
-from pyproj import CRS, Proj, Transformer
+from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
 from bicrossnet_ros.errors import ConfigError
@@ -17,6 +17,11 @@ from bicrossnet_ros.types import FloatArray
 
 WGS84 = 'EPSG:4326'
 WGS84_GEOCENTRIC = 'EPSG:4978'
+MAX_SCALE_ERROR = 0.01
+"""Of a map's grid: UTM stays below it up to 8 degrees of longitude from its middle."""
+MAX_CONVERGENCE_DEG = 45.0
+_PROBE_M = 50.0
+_ELLIPSOID = Geod(ellps='WGS84')
 
 
 def utm_epsg(lat_deg: float, lon_deg: float) -> int:
@@ -28,7 +33,7 @@ def utm_epsg(lat_deg: float, lon_deg: float) -> int:
         If the position is not on Earth or lies where UTM is not defined (beyond 84 N or 80 S).
     """
     check_position(lat_deg, lon_deg)
-    if not -80.0 <= lat_deg <= 84.0:
+    if not _has_utm(lat_deg):
         raise ConfigError(
             f'latitude {lat_deg:.3f} deg lies outside UTM (80 S to 84 N); '
             'name a projected CRS in metres'
@@ -93,6 +98,8 @@ def to_projected(crs: str, lat_deg: float, lon_deg: float) -> tuple[float, float
 def to_wgs84(crs: str, east_m: float, north_m: float) -> tuple[float, float]:
     """(east_m, north_m) in `crs` to (lat_deg, lon_deg)."""
     lon_deg, lat_deg = _transformer(crs, WGS84).transform(east_m, north_m)
+    if 180.0 < abs(lon_deg) < 181.0:  # PROJ rounds the antimeridian to -180.00000000000003
+        lon_deg = wrap_deg(lon_deg)
     return float(lat_deg), float(lon_deg)
 
 
@@ -104,9 +111,30 @@ def to_wgs84_many(
     return np.asarray(lat_deg, np.float64), np.asarray(lon_deg, np.float64)
 
 
-@functools.lru_cache(maxsize=32)
-def _projection(crs: str) -> Proj:
-    return Proj(CRS.from_user_input(crs))
+def grid_axes(crs: str, lat_deg: float, lon_deg: float) -> FloatArray:
+    """Where a metre to the true east and one to the true north lead on the grid of a CRS.
+
+    Measured by projecting points `_PROBE_M` away: unlike PROJ's factors this holds for axes that
+    point west or south, and for a CRS with another prime meridian than Greenwich.
+
+    Returns
+    -------
+    ndarray of shape (2, 2), float64
+        Columns: the step to true east and the one to true north; rows: grid (east, north).
+
+    Raises
+    ------
+    ConfigError
+        If the place cannot be expressed in the CRS.
+    """
+    columns = []
+    for azimuth_deg in (90.0, 0.0):
+        ends = []
+        for turn_deg in (0.0, 180.0):
+            lon, lat, _ = _ELLIPSOID.fwd(lon_deg, lat_deg, azimuth_deg + turn_deg, _PROBE_M)
+            ends.append(np.array(to_projected(crs, float(lat), float(lon))))
+        columns.append((ends[0] - ends[1]) / (2.0 * _PROBE_M))
+    return np.stack(columns, axis=1)
 
 
 def grid_convergence_deg(crs: str, lat_deg: float, lon_deg: float) -> float:
@@ -116,8 +144,65 @@ def grid_convergence_deg(crs: str, lat_deg: float, lon_deg: float) -> float:
     `grid_heading_deg = heading_deg + grid_convergence_deg(...)`. On UTM's northern half it is
     negative east of the central meridian, positive west of it.
     """
-    factors = _projection(crs).get_factors(lon_deg, lat_deg, errcheck=True)
-    return -float(factors.meridian_convergence)
+    east, north = grid_axes(crs, lat_deg, lon_deg)[:, 1]
+    return math.degrees(math.atan2(east, north))
+
+
+def check_map_crs(crs: str, bounds_m: tuple[float, float, float, float]) -> None:
+    """Insist that at the centre of a map a metre of its grid is a metre, and up is north.
+
+    Heights above ground and headings are read off the map's grid: in Web Mercator at 41 degrees
+    of latitude 70 m of height would become 92 m.
+
+    Parameters
+    ----------
+    crs : str
+        The map's.
+    bounds_m : tuple of float
+        (west, south, east, north) of the map in `crs`.
+
+    Raises
+    ------
+    ConfigError
+        If the scale is off by more than `MAX_SCALE_ERROR` in any direction, the grid is mirrored,
+        or its second axis points more than `MAX_CONVERGENCE_DEG` away from north. The last does
+        not count beyond the reach of UTM, where every polar grid does.
+
+    References
+    ----------
+    The largest and least scale are the semi-axes of Tissot's indicatrix: J. P. Snyder, "Map
+    projections: a working manual", USGS Professional Paper 1395, 1987.
+    """
+    west_m, south_m, east_m, north_m = bounds_m
+    lat_deg, lon_deg = to_wgs84(crs, 0.5 * (west_m + east_m), 0.5 * (south_m + north_m))
+    axes = grid_axes(crs, lat_deg, lon_deg)
+    place = f'{crs} at {lat_deg:.4f}, {lon_deg:.4f} deg'
+    remedy = f'take the CRS of that place, {_local_crs(lat_deg, lon_deg)}'
+    high, low = np.linalg.svd(axes)[1]
+    if high > 1.0 + MAX_SCALE_ERROR or low < 1.0 - MAX_SCALE_ERROR:
+        raise ConfigError(
+            f'{place} draws a metre of ground as {low:.3f} to {high:.3f} m: heights and distances '
+            f'would be wrong; expected 1 to within {MAX_SCALE_ERROR:.0%}; {remedy}'
+        )
+    if np.linalg.det(axes) < 0.0:
+        raise ConfigError(f'{place} is mirrored; expected axes to east and north; {remedy}')
+    convergence_deg = math.degrees(math.atan2(axes[0, 1], axes[1, 1]))
+    if _has_utm(lat_deg) and abs(convergence_deg) > MAX_CONVERGENCE_DEG:
+        raise ConfigError(
+            f'{place} has true north {convergence_deg:.1f} deg clockwise from its second axis; '
+            f'expected axes to east and north, within {MAX_CONVERGENCE_DEG:g} deg; {remedy}'
+        )
+
+
+def _has_utm(lat_deg: float) -> bool:
+    return -80.0 <= lat_deg <= 84.0
+
+
+def _local_crs(lat_deg: float, lon_deg: float) -> str:
+    """UTM, or UPS around the poles."""
+    if _has_utm(lat_deg):
+        return f'EPSG:{utm_epsg(lat_deg, lon_deg)}'
+    return 'EPSG:32661' if lat_deg > 0.0 else 'EPSG:32761'
 
 
 def wrap_deg(angle_deg: float) -> float:

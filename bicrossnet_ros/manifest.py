@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bicrossnet_ros.errors import ConfigError, GalleryError
-from bicrossnet_ros.geodesy import metric_crs
+from bicrossnet_ros.geodesy import check_map_crs, metric_crs
 from bicrossnet_ros.geopackage_format import Grid
 from bicrossnet_ros.tile_index import INDEX_TYPES
 
@@ -118,7 +118,7 @@ class Manifest:
         ------
         GalleryError
             If it is not JSON, of another format version, has missing, unknown or impossible
-            entries, or was changed after it was written.
+            entries, was changed after it was written, or lies where its CRS is distorted.
         """
         body = _parse(text, source)
         _check_version(body, source)
@@ -139,6 +139,10 @@ class Manifest:
                 f'{source} was changed after it was written: its checksum does not fit its '
                 f'content; {REBUILD}'
             )
+        try:
+            check_map_crs(manifest.crs, manifest.bounds_m)
+        except ConfigError as error:
+            raise GalleryError(f'{source}: {error}; {REBUILD} with --crs') from error
         return manifest
 
 

@@ -129,7 +129,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     add('--gsd-m', type=float, help='metres per pixel; default the finest map, at least 0.25')
     add('--tile-px', type=int, default=256, help='side of a tile (%(default)s)')
     add('--overlap', type=float, default=0.75, help='share of a tile (%(default)s)')
-    add('--crs', help='projected CRS in metres, such as EPSG:32617; default UTM')
+    add('--crs', help='projected CRS true to scale, such as EPSG:32617; default UTM')
     add('--assume-crs', help='CRS of maps that name none')
     add('--min-valid', type=float, default=0.8, help='share of valid pixels (%(default)s)')
     add('--bands', help='red,green,blue bands, such as 3,2,1, or one for grey')

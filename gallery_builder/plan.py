@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bicrossnet_ros.errors import GalleryError, MapError
+from bicrossnet_ros.geodesy import check_map_crs
 from bicrossnet_ros.geopackage_format import BLOCK_PX, Grid
 from gallery_builder.mosaic import bounds_of
 from gallery_builder.options import BuildOptions
@@ -80,6 +81,7 @@ def plan_build(sources: Sequence[Source], options: BuildOptions, *, embedding_di
             f'there is nothing to see; take at least {native_gsd_m:.2g}'
         )
     grid = _grid(sources, crs, gsd_m)
+    check_map_crs(crs, grid.bounds_m)
     tile_count = _count_tiles(grid, options)
     return Plan(
         crs=crs,

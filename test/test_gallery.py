@@ -19,6 +19,7 @@ from bicrossnet_ros.preprocess import Preprocessing
 from bicrossnet_ros.tile_index import (
     build_index,
     index_parameters,
+    read_embedding,
     read_index,
     search_index,
     write_index,
@@ -223,6 +224,28 @@ def test_ivf_finds_nearly_all_and_within_a_radius_all(tmp_path):
     np.testing.assert_allclose(similarities, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['flat', 'ivf'])
+def test_an_index_gives_back_what_was_put_into_it(tmp_path, kind):
+    rows = unit(np.random.default_rng(12).standard_normal((300, 16)))
+    parameters = index_parameters(kind, len(rows))
+    write_index(build_index(rows, parameters), tmp_path / 'index.faiss')
+    index = read_index(tmp_path / 'index.faiss', size=16, tile_count=300, parameters=parameters)
+    for row in (0, 117, 299):
+        found = read_embedding(index, row, parameters=parameters)
+        np.testing.assert_array_equal(found, rows[row])
+
+
+def test_the_embedding_of_a_tile_finds_that_tile(gallery):
+    last = gallery.manifest.tile_count - 1
+    for tile in (0, last):
+        found = gallery.embedding(tile)
+        assert (found.shape, found.dtype) == ((24,), np.float32)
+        assert gallery.search(found[None], k=1)[1][0, 0] == tile
+    for tile in (-1, last + 1):
+        with pytest.raises(GalleryError, match=f'tile {tile} is not in the gallery'):
+            gallery.embedding(tile)
+
+
 # --- windows
 
 
@@ -335,6 +358,14 @@ def edited(folder, **changes):
         ({'format_version': 2}, 'has format version 2, this software reads 1'),
         ({'crs': 'EPSG:4326'}, "crs is 'EPSG:4326'; expected a projected CRS in metres"),
         ({'crs': 'EPSG:999999'}, 'expected a projected CRS'),
+        (
+            {'crs': 'EPSG:3857', 'bounds_m': (-9270000.0, 5013000.0, -9269500.0, 5013400.0)},
+            r'a metre of ground as 1\.32\d to 1\.32\d m.* EPSG:32617; rebuild the gallery',
+        ),
+        (
+            {'crs': 'EPSG:2048', 'bounds_m': (46000.0, 3752000.0, 46500.0, 3752400.0)},
+            'true north 179.7 deg clockwise from its second axis.* EPSG:32734',
+        ),
         ({'tile_px': 0}, 'tile_px is 0'),
         ({'tile_px': True}, 'tile_px is True'),
         ({'gsd_m': -0.5}, 'gsd_m is -0.5'),

@@ -131,6 +131,7 @@ OPTIONS = {
     'index': ({'index': 'tree'}, ConfigError, "--index is 'tree'"),
     'degrees': ({'crs': 'EPSG:4326'}, ConfigError, 'not projected in metres'),
     'feet': ({'crs': 'EPSG:3734'}, ConfigError, 'not projected in metres'),
+    'web mercator': ({'crs': 'EPSG:3857'}, ConfigError, 'as 1.32. to 1.32. m.* EPSG:32617'),
     'unknown crs': ({'crs': 'EPSG:1'}, ConfigError, "CRS 'EPSG:1' is unknown"),
     'two bands': ({'bands': (1, 2)}, ConfigError, '--bands is'),
     'band 0': ({'bands': (0, 1, 2)}, ConfigError, '--bands is'),

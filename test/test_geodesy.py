@@ -11,6 +11,7 @@ from pyproj import Geod
 from bicrossnet_ros.errors import ConfigError
 from bicrossnet_ros.geodesy import (
     LocalFrame,
+    check_map_crs,
     check_position,
     grid_convergence_deg,
     heading_to_yaw_rad,
@@ -101,6 +102,10 @@ def test_a_zone_reaches_over_the_antimeridian():
     )
 
 
+def test_the_antimeridian_comes_back_as_a_position():
+    check_position(*to_wgs84('EPSG:32601', *to_projected('EPSG:32601', 0.0, 180.0)))
+
+
 def test_many_at_once_are_as_one_by_one():
     east, north = np.array([306000.0, 306500.0]), np.array([4545000.0, 4545600.0])
     lat_deg, lon_deg = to_wgs84_many(UTM_17N, east, north)
@@ -136,8 +141,69 @@ def test_convergence_is_the_direction_of_north_on_the_grid(lat_deg, lon_deg):
 def test_convergence_is_odd_about_the_central_meridian(lat_deg, offset_deg):
     west = grid_convergence_deg(UTM_17N, lat_deg, -81.0 - offset_deg)
     east = grid_convergence_deg(UTM_17N, lat_deg, -81.0 + offset_deg)
-    assert west == pytest.approx(-east, abs=1e-9)
-    assert west >= 0
+    assert west == pytest.approx(-east, abs=1e-7)
+    assert west >= -1e-7
+
+
+@pytest.mark.parametrize(
+    ('crs', 'lat_deg', 'lon_deg', 'expected_deg'),
+    [
+        ('EPSG:27572', 48.0, 2.0, 0.2458),  # counts longitude from Paris, 2.337 deg east
+        ('EPSG:2048', -33.9, 18.5, 179.7211),  # axes to west and south
+        ('EPSG:2193', -41.0, 174.5, 0.9842),  # names north before east
+        ('EPSG:32661', 86.0, 170.0, -170.0),  # around the pole
+    ],
+)
+def test_convergence_on_grids_of_other_making(crs, lat_deg, lon_deg, expected_deg):
+    found_deg = grid_convergence_deg(crs, lat_deg, lon_deg)
+    assert found_deg == pytest.approx(expected_deg, abs=2e-4)
+
+
+# Grids fit for a map
+
+
+def bounds_around(crs, lat_deg, lon_deg):
+    east_m, north_m = to_projected(crs, lat_deg, lon_deg)
+    return east_m - 300.0, north_m - 200.0, east_m + 300.0, north_m + 200.0
+
+
+@pytest.mark.parametrize(
+    ('crs', 'lat_deg', 'lon_deg', 'message'),
+    [
+        ('EPSG:3857', 41.0, -83.0, r'metre of ground as 1\.323 to 1\.328 m.* EPSG:32617'),
+        ('EPSG:3857', -41.0, -83.0, r'expected 1 to within 1%; take .* EPSG:32717'),
+        ('EPSG:32617', 41.0, -65.0, r'EPSG:32617 at 41\.0000, -65\.0000 deg.* EPSG:32620'),
+        ('EPSG:3031', -86.0, 40.0, r'as 0\.974 to 0\.974 m.* EPSG:32761'),
+        ('EPSG:2048', -33.9, 18.5, r'true north 179\.7 deg clockwise.* EPSG:32734'),
+        ('EPSG:5513', 49.8, 15.5, r'is mirrored; expected axes to east and north.* EPSG:32633'),
+        ('EPSG:32661', 86.0, math.nan, 'cannot be expressed'),
+    ],
+)
+def test_grids_that_would_falsify_height_or_heading_are_refused(crs, lat_deg, lon_deg, message):
+    bounds_m = (math.nan,) * 4 if math.isnan(lon_deg) else bounds_around(crs, lat_deg, lon_deg)
+    with pytest.raises(ConfigError, match=message):
+        check_map_crs(crs, bounds_m)
+
+
+@settings(deadline=None)
+@given(latitudes, longitudes)
+def test_the_zone_of_a_place_is_fit_for_its_map(lat_deg, lon_deg):
+    crs = f'EPSG:{utm_epsg(lat_deg, lon_deg)}'
+    check_map_crs(crs, bounds_around(crs, lat_deg, lon_deg))
+
+
+@pytest.mark.parametrize(
+    ('crs', 'lat_deg', 'lon_deg'),
+    [
+        ('EPSG:2193', -41.0, 174.5),
+        ('EPSG:5514', 49.8, 15.5),
+        ('EPSG:2056', 47.0, 8.0),
+        ('EPSG:32661', 86.0, 170.0),
+        ('EPSG:3857', 1.0, -83.0),  # at the equator Web Mercator is true
+    ],
+)
+def test_other_true_grids_are_fit_for_a_map(crs, lat_deg, lon_deg):
+    check_map_crs(crs, bounds_around(crs, lat_deg, lon_deg))
 
 
 # Headings
