@@ -158,6 +158,15 @@ def test_a_gps_without_a_position_is_no_prior(message):
     assert sensors.frame(IMAGE, 5.0).prior is None
 
 
+@pytest.mark.parametrize('lat_deg', [410.0, -90.5])
+def test_a_gps_off_the_globe_is_counted_and_the_one_before_it_stays(lat_deg):
+    sensors = Sensors(NodeSettings(prior_source='gps'))
+    sensors.add_gps(gps(5.0))
+    sensors.add_gps(gps(5.1, lat_deg=lat_deg))
+    assert sensors.frame(IMAGE, 5.2).prior.lat_deg == 41.0
+    assert sensors.gps_refused == 1
+
+
 @pytest.mark.parametrize('message', [gps(5.0, known=0), gps(5.0, variance=math.nan)])
 def test_an_unknown_covariance_takes_the_smallest_radius(message):
     sensors = Sensors(NodeSettings(prior_source='gps', prior_min_radius_m=70.0))

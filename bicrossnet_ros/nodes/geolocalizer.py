@@ -272,6 +272,7 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
             values['gallery'] = str(pipeline.map.gallery.path)
             values['gallery_tiles'] = str(manifest.tile_count)
             values['model_id'] = pipeline.encoder.model_id
+            values['gps_refused'] = str(pipeline.sensors.gps_refused)
         values.update(self._health.values())
         status = DiagnosticStatus(
             name=f'{self.get_name()}: localization',

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from bicrossnet_ros.errors import ImageError
-from bicrossnet_ros.geodesy import LocalFrame
+from bicrossnet_ros.errors import ConfigError, ImageError
+from bicrossnet_ros.geodesy import LocalFrame, check_position
 from bicrossnet_ros.messages import (
     attitude_from_imu,
     has_orientation,
@@ -75,6 +75,7 @@ class Sensors:
         self._ranges: TimeBuffer[float | None] = TimeBuffer()
         self._odometry: TimeBuffer[tuple[float, float, float]] = TimeBuffer()
         self._gps: tuple[float, Prior] | None = None
+        self._gps_refused = 0
         self._last_fix: tuple[float, Prior] | None = None
         self._search_everywhere = False
 
@@ -99,15 +100,30 @@ class Sensors:
         self._add(self._odometry, message, (p.x, p.y, p.z))
 
     def add_gps(self, message: Any) -> None:
-        """Keep a `sensor_msgs/NavSatFix`, if it is a fix."""
+        """Keep a `sensor_msgs/NavSatFix`, if it is a fix and a place on Earth.
+
+        What is none is counted and dropped: kept, it would spoil every frame until it is too old.
+        """
         position = position_from_navsat(message)
         if position is None:
+            return
+        try:
+            check_position(*position[:2])
+        except ConfigError:
+            with self._changed:
+                self._gps_refused += 1
             return
         variance = max(message.position_covariance[0], message.position_covariance[4])
         is_known = message.position_covariance_type != 0 and math.isfinite(variance)
         sigma_m = math.sqrt(max(0.0, variance)) if is_known else 0.0
         with self._changed:
             self._gps = (stamp_s(message.header.stamp), Prior(*position[:2], radius_m=3 * sigma_m))
+
+    @property
+    def gps_refused(self) -> int:
+        """Messages of `add_gps` that called themselves a fix but named no place on Earth."""
+        with self._changed:
+            return self._gps_refused
 
     def add_fix(self, estimate: PositionEstimate) -> None:
         """Keep our own fix."""
