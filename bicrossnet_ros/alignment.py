@@ -19,7 +19,7 @@ from bicrossnet_ros.registration import (
     coarse_similarity,
     register,
 )
-from bicrossnet_ros.retrieval import Place
+from bicrossnet_ros.retrieval import Circle, Place, look_alikes
 from bicrossnet_ros.types import FloatArray, Reason
 from bicrossnet_ros.uniqueness import count_elsewhere, find_witnesses
 
@@ -94,6 +94,7 @@ class Aligner:
     """
 
     def __init__(self, gallery: Gallery, config: RegistrationConfig) -> None:
+        self._gallery = gallery
         self._manifest = gallery.manifest
         self._slack_m = 0.75 * gallery.tile_size_m
         self._config = config
@@ -144,6 +145,7 @@ class Aligner:
         expectation: Expectation,
         *,
         others: list[Place],
+        circle: Circle | None,
     ) -> Alignment | Refusal:
         """The best place that fits, unless another one fits nearly as well.
 
@@ -156,8 +158,10 @@ class Aligner:
             What a believable alignment looks like.
         others : list of Place
             Places where nothing was found, but that may rival what is found now.
+        circle : Circle or None
+            Where the image's middle may be; a place like the found one counts only there.
         """
-        rivals = places + others
+        asked = places + others
         looks: list[Look] = []
         strongest = query.features.strongest(LOOK_FEATURES)
         for place in places:
@@ -165,7 +169,9 @@ class Aligner:
             if looks[-1].inliers >= STRONG_LOOK_INLIERS:
                 result = self._register(query, looks[-1], expectation)
                 if isinstance(result, Registration):
-                    return self._unless_ambiguous(result, looks[-1], query, rivals, expectation)
+                    return self._unless_ambiguous(
+                        result, looks[-1], query, asked, expectation, circle
+                    )
         looks.sort(key=lambda look: -look.inliers)
         best = looks[0].inliers if looks else 0
         refusal = Refusal(
@@ -179,7 +185,7 @@ class Aligner:
                 break
             result = self._register(query, look, expectation)
             if isinstance(result, Registration):
-                return self._unless_ambiguous(result, look, query, rivals, expectation)
+                return self._unless_ambiguous(result, look, query, asked, expectation, circle)
             if result.inliers > refusal.inliers or result.reason is Reason.IMPLAUSIBLE:
                 refusal = result
         return refusal
@@ -214,30 +220,61 @@ class Aligner:
         registration: Registration,
         found: Look,
         query: Query,
-        places: list[Place],
+        asked: list[Place],
         expectation: Expectation,
+        circle: Circle | None,
     ) -> Alignment | Refusal:
         """The alignment, unless what fits there fits another place nearly as well."""
         features = query.features.strongest(LOOK_FEATURES)
-        # Relative to a point nearby: single precision has room for that, not for a northing.
-        origin = registration.origin_m
         witnesses = find_witnesses(
             features,
             apply(registration.homography, features.points),
             self._target(query, found.center_m, CLOSE_MARGIN * query.reach_m * found.scale),
             self._config,
         )
-        rival = 0
-        for place in places:
+        near = None
+        if circle is not None:
+            east_m, north_m = circle[0] - registration.origin_m
+            near = ((float(east_m), float(north_m)), circle[1])
+        for place in self._rivals(registration.to_map(query.center_m[None])[0], asked, circle):
             center = np.array([place.east_m, place.north_m])
             around = self._target(query, center, query.reach_m + self._slack_m)
-            target = Features(around.points + (center - origin), around.descriptors)
-            rival = max(rival, count_elsewhere(witnesses, target, self._config, expectation))
-        if len(witnesses) >= self._config.min_lead * rival:
-            return Alignment(registration, found.place)
-        return Refusal(
-            Reason.AMBIGUOUS,
-            f'{len(witnesses)} features fit one place and {rival} of them another as well; '
-            f'{self._config.min_lead:g} times as many are needed',
-            registration.inliers,
+            # Relative to a point nearby: single precision has no room for a northing.
+            target = Features(around.points + (center - registration.origin_m), around.descriptors)
+            rival = count_elsewhere(
+                witnesses,
+                target,
+                self._config,
+                expectation,
+                center_m=query.center_m,
+                circle=near,
+            )
+            if len(witnesses) < self._config.min_lead * rival:
+                return Refusal(
+                    Reason.AMBIGUOUS,
+                    f'{len(witnesses)} features fit one place and {rival} of them another as '
+                    f'well; {self._config.min_lead:g} times as many are needed',
+                    registration.inliers,
+                )
+        return Alignment(registration, found.place)
+
+    def _rivals(
+        self, center_m: FloatArray, asked: list[Place], circle: Circle | None
+    ) -> list[Place]:
+        """What the map takes for the place itself, and what the frame resembled as well."""
+        alike = look_alikes(
+            self._gallery,
+            center_m,
+            apart_m=self.apart_m,
+            count=self._config.rivals,
+            circle=circle,
         )
+        return alike + [
+            place
+            for place in asked
+            if all(
+                math.hypot(place.east_m - other.east_m, place.north_m - other.north_m)
+                > 0.5 * self.apart_m
+                for other in alike
+            )
+        ]

@@ -138,6 +138,13 @@ class RegistrationConfig:
     fallback_windows: int = parameter(
         40, 'more windows tried, in the order of similarity, when those give nothing', 0, 1000
     )
+    rivals: int = parameter(
+        16,
+        'places most like the found one, by the map alone, that must not fit as well (over the '
+        'whole map, or within the prior)',
+        0,
+        1000,
+    )
     max_features: int = parameter(1500, 'SIFT features per image', 100, 20000)
     ratio: float = parameter(0.8, "Lowe's ratio test", 0.3, 0.99)
     threshold_m: float = parameter(

@@ -28,7 +28,13 @@ from bicrossnet_ros.manifest import (
     file_problems,
     read_manifest,
 )
-from bicrossnet_ros.tile_index import Float32Array, Int64Array, read_index, search_index
+from bicrossnet_ros.tile_index import (
+    Float32Array,
+    Int64Array,
+    read_embedding,
+    read_index,
+    search_index,
+)
 from bicrossnet_ros.types import FloatArray, ImageArray, MaskArray
 
 if TYPE_CHECKING:
@@ -157,6 +163,20 @@ class Gallery:
             )
         distance_m = np.hypot(self.tile_east_m - center_m[0], self.tile_north_m - center_m[1])
         return self._search(queries, k, distance_m <= radius_m)
+
+    def embedding(self, tile_id: int) -> Float32Array:
+        """Embedding of a tile, float32 (D,): what the map itself looks like there.
+
+        Raises
+        ------
+        GalleryError
+            If there is no such tile.
+        """
+        if not 0 <= tile_id < len(self.tile_east_m):
+            raise GalleryError(
+                f'tile {tile_id} is not in the gallery; expected 0 to {len(self.tile_east_m) - 1}'
+            )
+        return read_embedding(self._index, tile_id, parameters=self.manifest.index)
 
     def window(
         self, east_m: float, north_m: float, *, size_m: float, gsd_m: float | None = None

@@ -28,7 +28,14 @@ from bicrossnet_ros.integrity import (
 from bicrossnet_ros.patch import FramePyramid, ground_patch
 from bicrossnet_ros.positioning import Position, locate
 from bicrossnet_ros.registration import Refusal
-from bicrossnet_ros.retrieval import Place, distinct_places, rank_tiles
+from bicrossnet_ros.retrieval import (
+    TILES_PER_PLACE,
+    Circle,
+    Place,
+    distinct_places,
+    nearest_tile,
+    rank_tiles,
+)
 from bicrossnet_ros.tile_index import Float32Array
 from bicrossnet_ros.types import (
     Frame,
@@ -37,10 +44,6 @@ from bicrossnet_ros.types import (
     Reason,
     TileMatch,
 )
-
-# Tiles in a circle of half a tile around one, at the overlap of 0.75 that galleries have: what
-# must be ranked so that a number of distinct places comes out.
-TILES_PER_PLACE = 16
 
 
 class PatchEncoder(Protocol):
@@ -141,7 +144,7 @@ class _Attempt:
             if not self._config.registration.enabled:
                 return self._from_tile(ranked, knowledge, tried)
             for guess in _other_heights(tried, knowledge):
-                found = self._register(pyramid, knowledge, guess, ranked)
+                found = self._register(pyramid, knowledge, guess, ranked, circle)
                 if not isinstance(found, Refusal) or found.reason is Reason.AMBIGUOUS:
                     break
             if isinstance(found, Refusal):
@@ -155,15 +158,13 @@ class _Attempt:
                 position,
                 shown,
                 self._frame_of_map,
-                tile_id=self._nearest_tile(position),
+                tile_id=nearest_tile(self._gallery, position.center_m),
                 inliers=alignment.registration.inliers,
                 detail=f'{alignment.registration.inliers} of '
                 f'{alignment.registration.matches} matches agree',
             )
 
-    def _circle(
-        self, frame: Frame, knowledge: Knowledge
-    ) -> tuple[tuple[float, float], float] | None:
+    def _circle(self, frame: Frame, knowledge: Knowledge) -> Circle | None:
         """Where the image's middle may be: the prior's circle widened by what the view adds."""
         if frame.prior is None:
             return None
@@ -185,7 +186,7 @@ class _Attempt:
         self,
         pyramid: FramePyramid,
         knowledge: Knowledge,
-        circle: tuple[tuple[float, float], float] | None,
+        circle: Circle | None,
     ) -> list[TileMatch]:
         manifest = self._gallery.manifest
         with self._clock.stage('patch'):
@@ -221,6 +222,7 @@ class _Attempt:
         knowledge: Knowledge,
         tried: Hypothesis,
         ranked: list[TileMatch],
+        circle: Circle | None,
     ) -> tuple[Alignment, Position] | Refusal:
         config = self._config.registration
         query = self._aligner.query(pyramid, tried.view)
@@ -236,7 +238,9 @@ class _Attempt:
             )
             if not places:
                 break
-            found = self._aligner.align(query, places, expectation, others=tried_places)
+            found = self._aligner.align(
+                query, places, expectation, others=tried_places, circle=circle
+            )
             tried_places += places
             if isinstance(found, Alignment):
                 position = locate(
@@ -293,11 +297,6 @@ class _Attempt:
             detail=detail,
         )
 
-    def _nearest_tile(self, position: Position) -> int:
-        east = self._gallery.tile_east_m - position.center_m[0]
-        north = self._gallery.tile_north_m - position.center_m[1]
-        return int(np.argmin(east**2 + north**2))
-
 
 def _hypothesis_of(match: TileMatch, knowledge: Knowledge) -> Hypothesis:
     """The hypothesis that made a tile the best."""
@@ -317,7 +316,7 @@ def _other_heights(tried: Hypothesis, knowledge: Knowledge) -> list[Hypothesis]:
     return sorted(same, key=lambda guess: abs(math.log(guess.agl_m / tried.agl_m)))
 
 
-def _outside_prior(position: Position, circle: tuple[tuple[float, float], float] | None) -> str:
+def _outside_prior(position: Position, circle: Circle | None) -> str:
     if circle is None:
         return ''
     distance_m = float(np.linalg.norm(position.center_m - np.array(circle[0])))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.tile_index import Float32Array
-from bicrossnet_ros.types import TileMatch
+from bicrossnet_ros.types import FloatArray, TileMatch
+
+# (east_m, north_m) and radius_m.
+Circle = tuple[tuple[float, float], float]
+# Tiles in a circle of half a tile around one, at the overlap of 0.75 that galleries have: what
+# must be ranked so that a number of distinct places comes out.
+TILES_PER_PLACE = 16
 
 
 @dataclass(frozen=True)
@@ -93,3 +100,45 @@ def distinct_places(
         places.append(Place(matches[best].east_m, matches[best].north_m, best))
         free &= np.linalg.norm(centers - centers[best], axis=1) >= apart_m
     return places[start:]
+
+
+def nearest_tile(gallery: Gallery, point_m: FloatArray) -> int:
+    """The tile whose centre is the nearest to (east_m, north_m)."""
+    east, north = gallery.tile_east_m - point_m[0], gallery.tile_north_m - point_m[1]
+    return int(np.argmin(east**2 + north**2))
+
+
+def look_alikes(
+    gallery: Gallery, point_m: FloatArray, *, apart_m: float, count: int, circle: Circle | None
+) -> list[Place]:
+    """Places that the map itself takes for the place around a point, which is one of them.
+
+    The network may see little in a frame, and rank a copy of the true place far down; two pieces
+    of map differ by nothing but their ground.
+
+    Parameters
+    ----------
+    gallery : Gallery
+    point_m : ndarray of shape (2,)
+        (east, north).
+    apart_m : float
+        Distance between places.
+    count : int
+        Places wanted.
+    circle : Circle or None
+        Where to look; None: everywhere.
+    """
+    if count == 0:
+        return []
+    own = gallery.embedding(nearest_tile(gallery, point_m))
+    # A search within a radius visits every tile there, an IVF index's too.
+    center_m, radius_m = circle or ((float(point_m[0]), float(point_m[1])), math.inf)
+    ranked = rank_tiles(
+        gallery,
+        own[None],
+        [(0.0, 0.0)],
+        count=TILES_PER_PLACE * count,
+        center_m=center_m,
+        radius_m=radius_m,
+    )
+    return distinct_places(ranked, apart_m=apart_m, count=count)

@@ -99,6 +99,14 @@ def read_index(path: Path, *, size: int, tile_count: int, parameters: dict[str, 
     return index
 
 
+def read_embedding(index: Any, row: int, *, parameters: dict[str, Any]) -> Float32Array:
+    """The embedding (D,) that the index holds in a row, such as a tile id."""
+    if parameters['type'] == 'ivf' and index.direct_map.no():
+        # Where each row lies in the clusters; 8 bytes a row, made when first asked for.
+        index.make_direct_map()
+    return np.asarray(index.reconstruct(int(row)), np.float32)
+
+
 def search_index(
     index: Any,
     queries: Float32Array,

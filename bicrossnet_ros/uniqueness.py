@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bicrossnet_ros.camera import apply
 from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, similarities
 from bicrossnet_ros.registration import (
@@ -21,6 +22,7 @@ from bicrossnet_ros.registration import (
     fit_similarity,
     refused_shape,
 )
+from bicrossnet_ros.retrieval import Circle
 from bicrossnet_ros.types import FloatArray
 
 # A match counts as nearly as good if its descriptor distance is within this factor (1 / 0.8).
@@ -79,8 +81,24 @@ def count_elsewhere(
     target: Features,
     config: RegistrationConfig,
     expectation: Expectation,
+    *,
+    center_m: FloatArray,
+    circle: Circle | None = None,
 ) -> int:
-    """How many witnesses agree on one other place among the features of a piece of map."""
+    """How many witnesses agree on one other place among the features of a piece of map.
+
+    Parameters
+    ----------
+    witnesses : Witnesses
+    target : Features
+        Of the piece of map, from the same origin as the witnesses' places.
+    config : RegistrationConfig
+    expectation : Expectation
+    center_m : ndarray of shape (2,)
+        The image's middle, in patch metres.
+    circle : Circle, optional
+        From the same origin; a place that puts the image's middle outside does not count.
+    """
     if len(witnesses) < 2 or len(target) < 2:
         return 0
     distance = 1.0 - similarities(witnesses.features, target)
@@ -101,6 +119,10 @@ def count_elsewhere(
     found = fit_similarity(witnesses.features, target, np.concatenate(pairs), config)
     if found is None or refused_shape(found.scale, found.rotation_deg, expectation):
         return 0
+    if circle is not None:
+        off_m = apply(found.matrix, center_m[None])[0] - circle[0]
+        if float(np.linalg.norm(off_m)) > circle[1]:
+            return 0
     return len(np.unique(found.agreeing))
 
 

@@ -274,6 +274,25 @@ def test_two_equal_places_are_ambiguous_and_a_prior_decides(twins):
         check_fix(decided, replace(shot, east_m=shot.east_m + shift))
 
 
+@pytest.mark.parametrize('rivals', [0, 16])
+def test_a_copy_that_the_frame_does_not_lead_to_is_found_from_the_map(twins, rivals):
+    """Only one window is looked at, as if the network had ranked the copy far down."""
+    picture, gallery = twins
+    registration = RegistrationConfig(max_windows=1, fallback_windows=0, rivals=rivals)
+    localizer = Localizer(gallery, ProjectionEncoder(), LocalizerConfig(registration=registration))
+    shot = Shot(WEST_M + 100.0, NORTH_M - 100.0, 80.0, 30.0, 5.0, 3.0)
+    frame = frame_of(picture, shot)
+    blind = localizer.localize(frame)
+    if rivals == 0:
+        assert blind.is_fix
+        return
+    check_no_fix(blind, Reason.AMBIGUOUS)
+    for shift in (0.0, 200.0):
+        lat_deg, lon_deg = to_wgs84('EPSG:32617', shot.east_m + shift, shot.north_m)
+        decided = localizer.localize(replace(frame, prior=Prior(lat_deg, lon_deg, 40.0)))
+        check_fix(decided, replace(shot, east_m=shot.east_m + shift))
+
+
 @pytest.mark.parametrize('period_px', [40, 100, 160])
 def test_a_pattern_that_repeats_gets_no_fix(tmp_path, period_px):
     """Rows of equal roofs: a shift by a period is as good, whether 20 m or 80 m."""
