@@ -32,6 +32,9 @@ STRONG_LOOK_INLIERS = 30
 MAX_CLOSE_LOOKS = 3
 # A close look needs the map that the patch covers, and this much around it.
 CLOSE_MARGIN = 1.2
+# The map has no coarser level for a patch with more pixels than this times `patch_px`: it sees
+# far more ground than there is map, and time and memory would grow with its area.
+MAX_PATCH_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,23 @@ class Aligner:
         """Distance between places whose windows share most of their map."""
         return 0.5 * self._manifest.tile_px * self._manifest.gsd_m
 
-    def query(self, pyramid: FramePyramid, view: GroundView) -> Query:
-        """Features of everything the frame sees of the ground."""
+    def query(self, pyramid: FramePyramid, view: GroundView) -> Query | Refusal:
+        """Features of everything the frame sees of the ground, if the map has a level for it."""
         # Features are found whichever way the patch is turned: with the image's top up it has no
         # empty corners, half the pixels of a north-up one at worst.
         turn = clockwise(top_heading_deg(view.rotation))
         view = GroundView(view.intrinsics, view.rotation @ turn, view.agl_m)
         footprint = view.footprint_m()
         low, high = footprint.min(axis=0), footprint.max(axis=0)
-        gsd_m = self._level_gsd_m(float((high - low).max()))
+        side_m = float((high - low).max())
+        gsd_m = self._level_gsd_m(side_m)
+        limit_m = MAX_PATCH_FACTOR * self._config.patch_px * gsd_m
+        if side_m > limit_m:
+            return Refusal(
+                Reason.IMPLAUSIBLE,
+                f'the frame would see {side_m:.0f} m of ground; expected at most {limit_m:.0f} m '
+                f'at the coarsest level of this map, {gsd_m:g} m per pixel',
+            )
         size_px = np.ceil((high - low) / gsd_m).astype(int)
         patch = ground_patch(
             pyramid,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from bicrossnet_ros.alignment import Aligner, Alignment
@@ -44,6 +45,10 @@ from bicrossnet_ros.types import (
     Reason,
     TileMatch,
 )
+
+# What the numerical libraries raise over sizes and numbers that no check foresaw: one such frame
+# must not end a flight.
+BEYOND_ARITHMETIC = (cv2.error, np.linalg.LinAlgError, MemoryError)
 
 
 class PatchEncoder(Protocol):
@@ -91,6 +96,12 @@ class Localizer:
             estimate = attempt.run(frame)
         except BiCrossNetError as error:
             estimate = no_fix(Refusal(Reason.BAD_INPUT, str(error)))
+        except BEYOND_ARITHMETIC as error:
+            detail = (
+                f'the frame cannot be worked on ({type(error).__name__}: '
+                f'{" ".join(str(error).split())}); expected an ordinary size, lens and height'
+            )
+            estimate = no_fix(Refusal(Reason.BAD_INPUT, detail))
         return dataclasses.replace(estimate, stamp_s=frame.stamp_s, timings_ms=clock.finish())
 
 
@@ -226,6 +237,8 @@ class _Attempt:
     ) -> tuple[Alignment, Position] | Refusal:
         config = self._config.registration
         query = self._aligner.query(pyramid, tried.view)
+        if isinstance(query, Refusal):
+            return query
         expectation = knowledge.expectation(tried, self._config)
         refusal = Refusal(Reason.FEW_INLIERS, 'no map window was tried')
         tried_places: list[Place] = []

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 
 import cv2
@@ -319,6 +320,24 @@ def test_a_height_that_the_picture_contradicts_gets_no_fix(ground, localizer):
     )
 
 
+def test_a_footprint_larger_than_any_level_of_the_map_gets_no_fix(ground, localizer):
+    """A height glitch to 2900 m over 400 m of map, whose coarsest level has 2 m per pixel."""
+    estimate = localizer.localize(frame_of(ground, SHOT, agl_m=2900.0))
+    check_no_fix(estimate, Reason.IMPLAUSIBLE)
+    found = re.search(r'would see (\d+) m of ground; expected at most (\d+) m', estimate.detail)
+    assert found, estimate.detail
+    assert int(found[1]) > 2900.0 * LENS.width_px / LENS.fx_px
+    assert int(found[2]) == 2048
+    check_fix(localizer.localize(frame_of(ground, SHOT)), SHOT)
+
+
+def test_a_footprint_of_the_whole_map_is_still_looked_at(ground, localizer):
+    """350 m of 400 m: the map has no coarse level, and needs none."""
+    shot = replace(SHOT, agl_m=270.0, pitch_deg=0.0, roll_deg=0.0)
+    estimate = localizer.localize(frame_of(ground, shot))
+    assert 'of ground' not in estimate.detail
+
+
 def test_low_similarity_is_refused_before_registration(ground, gallery):
     config = LocalizerConfig(retrieval=RetrievalConfig(min_similarity=1.0))
     estimate = Localizer(gallery, ProjectionEncoder(), config).localize(frame_of(ground, SHOT))
@@ -392,6 +411,18 @@ def test_bad_input_is_named_and_never_raises(ground, localizer, changes, words):
     check_no_fix(estimate, Reason.BAD_INPUT)
     assert words in estimate.detail
     assert 'total' in estimate.timings_ms
+
+
+def test_a_frame_that_a_library_gives_up_on_does_not_end_the_flight(ground, localizer):
+    """OpenCV resamples no image of more than 32767 pixels a side through a lens."""
+    lens = Intrinsics(40000, 64, 5800.0, 5800.0, 20000.0, 32.0, (0.01, 0.0, 0.0, 0.0, 0.0))
+    image = np.zeros((64, 40000, 3), np.uint8)
+    frame = Frame(image, 12.5, lens, Attitude(0.0, 0.0, 0.0), 2900.0)
+    estimate = localizer.localize(frame)
+    check_no_fix(estimate, Reason.BAD_INPUT)
+    assert estimate.detail.startswith('the frame cannot be worked on (error: OpenCV')
+    assert '\n' not in estimate.detail
+    check_fix(localizer.localize(frame_of(ground, SHOT)), SHOT)
 
 
 # The real flight
