@@ -35,6 +35,28 @@ def tilt_covariance(height_m: float, tilt_sigma_deg: float) -> FloatArray:
     return np.asarray(sigma_m**2 * np.eye(2), np.float64)
 
 
+def disagreement_covariance(
+    *, height_m: float, given_m: float, offset_m: FloatArray
+) -> FloatArray:
+    """Covariance (2, 2) of the camera when the height solved for is not the one that was given.
+
+    Either the height that was given is wrong, which harms nothing, or the lens is. A focal length
+    that is wrong by a factor makes the height and the tangent of the tilt, which shows as
+    convergence per pixel, wrong by that factor each; so the camera's way from the image centre is
+    wrong by its square. Half of what the way is then wrong by is taken for one sigma: the 95 %
+    ellipse contains the truth in either case.
+
+    Parameters
+    ----------
+    height_m, given_m : float
+        Above ground.
+    offset_m : ndarray of shape (2,)
+        Camera minus image centre as solved for, (east, north).
+    """
+    wrong_by = (given_m / height_m) ** 2 - 1.0
+    return np.asarray((0.5 * wrong_by) ** 2 * float(offset_m @ offset_m) * np.eye(2), np.float64)
+
+
 def tile_covariance(
     matches: list[TileMatch], *, tile_size_m: float, spacing_m: float
 ) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 from bicrossnet_ros.camera import apply, clockwise, top_heading_deg
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.hypotheses import Hypothesis, Knowledge
-from bicrossnet_ros.integrity import inflated, tilt_covariance
+from bicrossnet_ros.integrity import disagreement_covariance, inflated, tilt_covariance
 from bicrossnet_ros.pose import CameraPose, ground_point, solve_pose
 from bicrossnet_ros.registration import Refusal, Registration, jacobian_at
 from bicrossnet_ros.types import FloatArray, Reason
@@ -69,11 +69,18 @@ def locate(
         return Refusal(Reason.IMPLAUSIBLE, problem, registration.inliers)
     center, center_covariance = ground_point(pose, knowledge.intrinsics, tried.view.center_px)
     integrity = config.integrity
+    camera_covariance = inflated(
+        pose.covariance[3:5, 3:5], integrity, map_accuracy_m=map_accuracy_m
+    )
+    if knowledge.agl_known:
+        camera_covariance = camera_covariance + disagreement_covariance(
+            height_m=float(pose.position_m[2]),
+            given_m=tried.agl_m,
+            offset_m=pose.position_m[:2] - center,
+        )
     return Position(
         camera_m=registration.origin_m + pose.position_m[:2],
-        camera_covariance_m2=inflated(
-            pose.covariance[3:5, 3:5], integrity, map_accuracy_m=map_accuracy_m
-        ),
+        camera_covariance_m2=camera_covariance,
         center_m=registration.origin_m + center,
         center_covariance_m2=inflated(center_covariance, integrity, map_accuracy_m=map_accuracy_m),
         agl_m=float(pose.position_m[2]),

@@ -218,6 +218,25 @@ def test_most_ellipses_contain_the_truth(ground, gallery):
     assert np.mean(inside) >= 0.75
 
 
+@pytest.mark.parametrize('factor', [0.8, 1.25])
+@pytest.mark.parametrize('wrong', ['focal', 'height'])
+def test_a_wrong_lens_or_height_widens_the_ellipse_to_the_truth(ground, gallery, wrong, factor):
+    config = LocalizerConfig(integrity=IntegrityConfig(map_accuracy_m=0.0))
+    localizer = Localizer(gallery, ProjectionEncoder(), config)
+    lens = replace(LENS, fx_px=LENS.fx_px * factor, fy_px=LENS.fy_px * factor)
+    inside = []
+    for seed, (pitch, roll) in enumerate(((14, 0), (-12, 8), (9, -9), (0, 15))):
+        shot = Shot(306100.0, 4545500.0, 85.0, 80.0 * seed, pitch, roll)
+        changes = {'intrinsics': lens} if wrong == 'focal' else {'agl_m': shot.agl_m * factor}
+        estimate = localizer.localize(frame_of(ground, shot, **changes))
+        check_fix(estimate, shot, center_m=0.6, camera_m=12.0)
+        error = np.array([estimate.east_m - shot.east_m, estimate.north_m - shot.north_m])
+        inside.append(error @ np.linalg.solve(estimate.covariance_m2, error) < 5.991)
+        known = localizer.localize(frame_of(ground, shot))
+        assert estimate.sigma_m > 3 * known.sigma_m
+    assert all(inside)
+
+
 # Refusals
 
 
