@@ -90,7 +90,7 @@ class GeoPackage:
             )
             found = connection.execute('PRAGMA application_id').fetchone()[0]
             tables = {row[0] for row in connection.execute('SELECT name FROM sqlite_master')}
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise GalleryError(f'{path} is not a readable GeoPackage: {error}') from error
         if found != APPLICATION_ID or not {RASTER_TABLE, TILE_TABLE} <= tables:
             connection.close()

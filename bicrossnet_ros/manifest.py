@@ -154,13 +154,13 @@ def read_manifest(folder: Path) -> Manifest:
     GalleryError
         If the folder is not a gallery or its manifest is damaged.
     """
-    if not folder.exists():
-        raise GalleryError(
-            f'gallery {folder} does not exist; build one with '
-            '`python -m gallery_builder build MAP.tif --out NAME.gallery`'
-        )
     path = folder / MANIFEST_NAME
     try:
+        if not folder.exists():
+            raise GalleryError(
+                f'gallery {folder} does not exist; build one with '
+                '`python -m gallery_builder build MAP.tif --out NAME.gallery`'
+            )
         text = path.read_bytes().decode('ascii')
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GalleryError(
@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
     except UnicodeDecodeError as error:
         raise GalleryError(f'{path} is damaged: it is not ASCII text; {REBUILD}') from error
     except OSError as error:
-        raise GalleryError(f'{path} cannot be read: {error}') from error
+        raise GalleryError(_unreadable(path, error)) from error
     return Manifest.from_json(text, source=str(path))
 
 
@@ -178,7 +178,10 @@ def file_problems(folder: Path, manifest: Manifest, *, checksums: bool) -> list[
     """What is wrong with the files of a gallery, one sentence each; empty if nothing is."""
     problems = []
     expected = {MANIFEST_NAME, *manifest.files}
-    found = {entry.name for entry in folder.iterdir()}
+    try:
+        found = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        return [_unreadable(folder, error)]
     for name in sorted(expected - found):
         problems.append(f'{folder / name} is missing; {REBUILD}')
     for name in sorted(found - expected):
@@ -191,7 +194,11 @@ def file_problems(folder: Path, manifest: Manifest, *, checksums: bool) -> list[
     for name, digest in sorted(manifest.files.items()):
         if name not in found:
             continue
-        actual = sha256_of(folder / name)
+        try:
+            actual = sha256_of(folder / name)
+        except OSError as error:
+            problems.append(_unreadable(folder / name, error))
+            continue
         if actual != digest:
             problems.append(
                 f'{folder / name} is damaged: its SHA-256 is {actual}, gallery.json says '
@@ -209,6 +216,13 @@ def sha256_of(path: Path, *, advance: Callable[[int], None] | None = None) -> st
             if advance is not None:
                 advance(len(piece))
     return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return (
+        f'{path} cannot be read: {error.strerror or error}; check the path, its permissions and '
+        'the disk or card that it lies on'
+    )
 
 
 def _dump(body: dict[str, Any]) -> str:

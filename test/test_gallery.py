@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.gallery import Manifest, MapWindow, open_gallery
 from bicrossnet_ros.geodesy import to_projected
+from bicrossnet_ros.manifest import file_problems, read_manifest
 from bicrossnet_ros.preprocess import Preprocessing
 from bicrossnet_ros.tile_index import (
     build_index,
@@ -419,6 +421,27 @@ def test_paths_that_are_no_gallery(tmp_path):
     (tmp_path / 'file.gallery').write_text('x')
     with pytest.raises(GalleryError, match='is not a gallery'):
         open_gallery(tmp_path / 'file.gallery')
+
+
+def test_a_path_that_the_system_refuses(tmp_path):
+    with pytest.raises(GalleryError, match=r'cannot be read: File name too long; check the path'):
+        open_gallery(tmp_path / ('x' * 300))
+
+
+@pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs /proc of Linux')
+@pytest.mark.parametrize('name', ['gallery.json', 'map.gpkg', 'index.faiss'])
+def test_a_disk_that_cannot_be_read(copy, name):
+    (copy / name).unlink()
+    (copy / name).symlink_to('/proc/self/mem')  # opens, and answers EIO when it is read
+    with pytest.raises(GalleryError, match=f'{name} cannot be read: Input/output error; check'):
+        open_gallery(copy)
+
+
+def test_a_folder_that_vanishes_is_a_problem_of_its_own(copy):
+    manifest = read_manifest(copy)
+    shutil.rmtree(copy)
+    (problem,) = file_problems(copy, manifest, checksums=True)
+    assert 'cannot be read: No such file or directory' in problem
 
 
 @pytest.mark.parametrize('name', ['map.gpkg', 'index.faiss'])
