@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -275,6 +276,13 @@ def test_reload_keeps_the_gallery_that_works(running, gallery, tmp_path):
     assert 'none.gallery' in answer.message
     assert client.localize(client.messages(image, client.next_stamp_s()))[0].is_fix
 
+    assert client.set_parameter('gallery', str(tmp_path / ('x' * 300))).successful
+    answer = client.trigger('reload_gallery')
+    assert not answer.success
+    assert 'the gallery in use stays' in answer.message
+    assert 'File name too long' in answer.message
+    assert client.localize(client.messages(image, client.next_stamp_s()))[0].is_fix
+
     copy = shutil.copytree(gallery, tmp_path / 'copy.gallery')
     assert client.set_parameter('gallery', str(copy)).successful
     answer = client.trigger('reload_gallery')
@@ -284,6 +292,75 @@ def test_reload_keeps_the_gallery_that_works(running, gallery, tmp_path):
 
     assert client.set_parameter('gallery', str(gallery)).successful
     assert client.trigger('reload_gallery').success
+
+
+# The node with defects put into it: one in each way that a callback can be reached.
+DEFECTIVE = """
+from bicrossnet_ros.nodes import geolocalizer, pipeline, publishers, sensors
+
+def fail(*_):
+    raise ValueError('put in by a test')
+
+publish = publishers.EstimatePublisher.publish
+
+def publish_sometimes(self, pipeline, where, estimate, exposure, latency_ms):
+    if exposure.frame_id == 'exit':
+        raise SystemExit
+    if exposure.frame_id == 'fail':
+        fail()
+    publish(self, pipeline, where, estimate, exposure, latency_ms)
+
+pipeline.Pipeline.reload_map = fail
+sensors.Sensors.add_range = fail
+sensors.Sensors.forget_position = fail
+publishers.EstimatePublisher.publish = publish_sometimes
+geolocalizer.main()
+"""
+
+
+def test_a_defect_of_ours_is_told_and_survived(world, gallery):
+    from std_srvs.srv import Trigger
+
+    parameters = ['-p', f'gallery:={gallery}', '-p', 'autostart:=true']
+    process = world.start([sys.executable, '-c', DEFECTIVE, '--ros-args', *parameters])
+    client = world.client()
+    client.wait_for_node(*SENSORS)
+    image = frame_at(600, 600)[0]
+
+    def shot(frame_id: str) -> dict:
+        messages = client.messages(image, client.next_stamp_s())
+        messages['image'].header.frame_id = frame_id
+        return messages
+
+    def problem_told(text: str) -> bool:
+        return any(text in one.status[0].message for one in client.received['/diagnostics'])
+
+    for _ in range(5):
+        client.publish({'range': shot('camera')['range']})
+        client.spin(0.05)
+    client.publish(shot('fail'))
+    client.spin(0.5)
+    client.localize(shot('camera'))
+    unanswered = client.node.create_client(Trigger, 'geolocalizer/relocalize')
+    unanswered.wait_for_service(5.0)
+    unanswered.call_async(Trigger.Request())
+    answer = client.trigger('reload_gallery')
+    assert not answer.success
+    assert answer.message == 'the gallery in use stays: ValueError: put in by a test'
+    client.localize(shot('camera'))
+    client.spin_until(lambda: problem_told('internal error: ValueError: put in by a test'))
+    values = {
+        pair.key: pair.value for pair in client.received['/diagnostics'][-1].status[0].values
+    }
+    assert int(values['internal_errors']) >= 8
+    assert process.output.count('internal error in a callback') <= 3, 'not throttled'
+    client.publish(shot('exit'))
+    client.spin_until(lambda: problem_told('the thread that works on frames ended'))
+    assert client.change_state('deactivate')
+    assert client.change_state('activate')
+    client.wait_for_node(*SENSORS)
+    client.localize(shot('camera'))
+    assert process.stop() == 0, process.output
 
 
 def test_deactivated_it_is_silent_and_comes_back(running):

@@ -353,6 +353,18 @@ def test_health_counts_and_complains():
     assert health.problem() == 'no image for 12 s'
 
 
+def test_health_speaks_of_an_error_of_ours_for_a_while():
+    clock = Clock()
+    health = Health(clock)
+    health.count_error(ValueError('a defect'))
+    assert health.problem() == 'internal error: ValueError: a defect'
+    values = health.values()
+    assert values['internal_errors'] == '1'
+    assert values['last_internal_error'] == 'ValueError: a defect'
+    clock.now_s += 5.1
+    assert health.problem() == 'no image yet'
+
+
 @pytest.mark.parametrize(
     ('changes', 'expected'),
     [

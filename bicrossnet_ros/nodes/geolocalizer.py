@@ -14,7 +14,7 @@ import traceback
 from typing import Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -34,12 +34,18 @@ from sensor_msgs.msg import (
 from std_srvs.srv import Trigger
 
 from bicrossnet_ros.errors import BiCrossNetError
-from bicrossnet_ros.nodes.diagnostics import LEVELS, fill_status
 from bicrossnet_ros.nodes.health import Health
 from bicrossnet_ros.nodes.mailbox import Mailbox
-from bicrossnet_ros.nodes.parameters import NodeParameters, all_parameters
+from bicrossnet_ros.nodes.parameters import NodeParameters, refusal
 from bicrossnet_ros.nodes.pipeline import Pipeline
-from bicrossnet_ros.nodes.publishers import BEST_EFFORT, RELIABLE, EstimatePublisher, qos
+from bicrossnet_ros.nodes.publishers import (
+    BEST_EFFORT,
+    RELIABLE,
+    EstimatePublisher,
+    health_message,
+    qos,
+)
+from bicrossnet_ros.nodes.spinning import spin_through_errors
 from bicrossnet_ros.types import Reason
 
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -125,7 +131,8 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
         return OK
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured."""
+        """Back to unconfigured, after what rclpy caught without a word."""
+        self.get_logger().error('a change of state failed; the node is unconfigured')
         return self.on_shutdown(state)
 
     def _subscribe(self, pipeline: Pipeline) -> None:
@@ -186,7 +193,8 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
         while (item := mailbox.take()) is not None:
             try:
                 self._work_on(pipeline, *item)
-            except Exception:  # this thread is the node's life: it must not end unseen
+            except Exception as error:  # this thread is the node's life: it must not end
+                self._health.count_error(error)
                 # Signals end the context before the executor; then nothing can be published.
                 if self.context.ok():
                     self.get_logger().error(f'a frame was lost:\n{traceback.format_exc()}')
@@ -227,27 +235,17 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
             response.success = False
             response.message = f'the gallery in use stays: {error}'
             self.get_logger().error(f'cannot reload: {error}')
+        except Exception as error:  # raised, it would leave the caller without an answer
+            self._health.count_error(error)
+            response.success = False
+            response.message = f'the gallery in use stays: {type(error).__name__}: {error}'
+            self.get_logger().error(f'cannot reload:\n{traceback.format_exc()}')
         return response
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        own = {declared.name: declared for declared in all_parameters()}
-        for parameter in parameters:
-            declared = own.get(parameter.name)
-            if declared is None:
-                continue
-            if self._pipeline is not None and parameter.name != 'gallery':
-                return SetParametersResult(
-                    successful=False,
-                    reason=f'{parameter.name} is read when the node is configured: '
-                    'deactivate and clean up first',
-                )
-            choices = declared.field.metadata.get('choices')
-            if choices and parameter.value not in choices:
-                return SetParametersResult(
-                    successful=False,
-                    reason=f'{parameter.name} is {parameter.value!r}; '
-                    f'expected one of {list(choices)}',
-                )
+        reason = refusal(parameters, is_configured=self._pipeline is not None)
+        if reason:
+            return SetParametersResult(successful=False, reason=reason)
         for parameter in parameters:
             self._declared.forget_problem(parameter.name)
         return SetParametersResult(successful=True)
@@ -267,6 +265,9 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
         if self._is_active:
             values['state'] = 'active'
             problem = self._health.problem()
+            worker = self._worker
+            if worker is not None and not worker.is_alive():
+                problem = 'the thread that works on frames ended: deactivate and activate again'
         if pipeline is not None:
             manifest = pipeline.map.gallery.manifest
             values['gallery'] = str(pipeline.map.gallery.path)
@@ -274,15 +275,16 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
             values['model_id'] = pipeline.encoder.model_id
             values['gps_refused'] = str(pipeline.sensors.gps_refused)
         values.update(self._health.values())
-        status = DiagnosticStatus(
-            name=f'{self.get_name()}: localization',
-            level=LEVELS[1] if problem or not self._is_active else LEVELS[0],
-            message=problem or values['state'],
-        )
-        fill_status(status, values, KeyValue)
-        array = DiagnosticArray(status=[status])
+        array = health_message(self.get_name(), problem, values)
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+
+    def count_callback_error(self, error: Exception) -> None:
+        """Say that a callback failed; for the handler of that error."""
+        self._health.count_error(error)
+        self.get_logger().error(
+            f'internal error in a callback:\n{traceback.format_exc()}', throttle_duration_sec=5.0
+        )
 
 
 def start(node: Geolocalizer) -> None:
@@ -300,7 +302,7 @@ def main(args: list[str] | None = None) -> None:
         executor = MultiThreadedExecutor(num_threads=2)
         executor.add_node(node)
         start(node)
-        executor.spin()
+        spin_through_errors(executor, node.count_callback_error)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except RuntimeError:

@@ -37,6 +37,8 @@ class Health:
         self._fix_at_s = -math.inf
         self._frame_at_s = -math.inf
         self._last_detail = ''
+        self._error_at_s = -math.inf
+        self._last_error = ''
 
     def count_image(self, *, replaced: bool) -> None:
         """An image came; `replaced` if it took the place of one that was not yet looked at."""
@@ -60,10 +62,19 @@ class Health:
                 self._fix_at_s = self._frame_at_s
             self._last_detail = '' if estimate.is_fix else estimate.detail
 
+    def count_error(self, error: BaseException) -> None:
+        """A defect of ours showed outside the work on a frame."""
+        with self._lock:
+            self._internal_errors += 1
+            self._error_at_s = self._clock_s()
+            self._last_error = f'{type(error).__name__}: {error}'
+
     def problem(self) -> str:
         """What a pilot should know; empty while fixes come."""
         with self._lock:
             now_s = self._clock_s()
+            if now_s - self._error_at_s <= 5.0:
+                return f'internal error: {self._last_error}'
             if not self._arrivals_s:
                 return 'no image yet'
             if now_s - self._arrivals_s[-1] > 5.0:
@@ -81,6 +92,7 @@ class Health:
                 'frames_processed': str(sum(self._reasons.values())),
                 'frames_dropped': str(self._dropped),
                 'internal_errors': str(self._internal_errors),
+                'last_internal_error': self._last_error,
                 'rate_hz': f'{self._rate_hz(now_s):.2f}',
                 'age_of_last_fix_s': _seconds(now_s - self._fix_at_s),
                 'age_of_last_frame_s': _seconds(now_s - self._frame_at_s),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,24 @@ def describe(declared: Declared) -> ParameterDescriptor:
             )
         ]
     return descriptor
+
+
+def refusal(parameters: Iterable[Parameter], *, is_configured: bool) -> str:
+    """Why these values cannot be set now; empty if they can. Ranges are rclpy's business."""
+    own = {declared.name: declared for declared in all_parameters()}
+    for parameter in parameters:
+        declared = own.get(parameter.name)
+        if declared is None:
+            continue
+        if is_configured and parameter.name != 'gallery':
+            return (
+                f'{parameter.name} is read when the node is configured: '
+                'deactivate and clean up first'
+            )
+        choices = declared.field.metadata.get('choices')
+        if choices and parameter.value not in choices:
+            return f'{parameter.name} is {parameter.value!r}; expected one of {list(choices)}'
+    return ''
 
 
 class NodeParameters:

@@ -51,7 +51,11 @@ class Map:
                 'that gallery_builder made'
             )
         self.gallery: Gallery = open_gallery(settings.gallery, encoder=encoder)
-        self.localizer = Localizer(self.gallery, encoder, config)
+        try:
+            self.localizer = Localizer(self.gallery, encoder, config)
+        except Exception:
+            self.gallery.close()
+            raise
         ground_m = settings.ground_ellipsoid_m
         self.ground_ellipsoid_m: float | None = (
             self.gallery.manifest.ground_ellipsoid_m if ground_m == UNKNOWN_GROUND_M else ground_m

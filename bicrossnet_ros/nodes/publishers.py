@@ -10,7 +10,7 @@ from sensor_msgs.msg import NavSatFix
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from bicrossnet_ros.nodes.diagnostics import estimate_to_diagnostic
+from bicrossnet_ros.nodes.diagnostics import LEVELS, estimate_to_diagnostic, fill_status
 from bicrossnet_ros.nodes.outputs import fill_fix, fill_markers, fill_pose
 from bicrossnet_ros.nodes.pipeline import Map, Pipeline
 from bicrossnet_ros.types import PositionEstimate
@@ -21,6 +21,17 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 def qos(reliability: ReliabilityPolicy, depth: int) -> QoSProfile:
     """Volatile, the last `depth` messages."""
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=reliability)
+
+
+def health_message(name: str, problem: str, values: dict[str, str]) -> DiagnosticArray:
+    """What `/diagnostics` says of the node; a warning if there is a problem. Without a stamp."""
+    status = DiagnosticStatus(
+        name=f'{name}: localization',
+        level=LEVELS[1] if problem or values['state'] != 'active' else LEVELS[0],
+        message=problem or values['state'],
+    )
+    fill_status(status, values, KeyValue)
+    return DiagnosticArray(status=[status])
 
 
 class EstimatePublisher:
