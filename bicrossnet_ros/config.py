@@ -110,11 +110,19 @@ class RetrievalConfig:
         0.0, 'best cosine similarity below which there is no fix', -1, 1
     )
     min_margin: float = parameter(
-        0.1,
-        'without registration: lead over the best tile elsewhere that a fix needs; depends on the '
-        'model, measure it on a flight of your own',
+        0.12,
+        'without registration: lead over the best tile elsewhere that a fix needs; chosen on real '
+        'flights with the shipped model so that, with min_tile_similarity, none was wrong; mostly '
+        'abstains; measure it for another model',
         0,
         2,
+    )
+    min_tile_similarity: float = parameter(
+        0.87,
+        'without registration: best cosine similarity that a fix needs; chosen together with '
+        'min_margin',
+        -1,
+        1,
     )
 
     def __post_init__(self) -> None:

@@ -214,9 +214,8 @@ class _Attempt:
             embeddings = self._encoder.encode(np.stack(patches))
         registration, retrieval = self._config.registration, self._config.retrieval
         places = registration.max_windows + registration.fallback_windows
-        count = retrieval.candidates
-        if registration.enabled:
-            count = max(count, TILES_PER_PLACE * places)
+        # Without registration as well: a lead shows only if tiles elsewhere are among them.
+        count = max(retrieval.candidates, TILES_PER_PLACE * places)
         with self._clock.stage('search'):
             return rank_tiles(
                 self._gallery,
@@ -276,6 +275,10 @@ class _Attempt:
         best, manifest = ranked[0], self._gallery.manifest
         shown = ranked[: self._config.retrieval.candidates]
         tile_size_m = self._gallery.tile_size_m
+        lowest = self._config.retrieval.min_tile_similarity
+        if best.similarity < lowest:
+            detail = f'the best similarity is {best.similarity:.3f}; {lowest:g} is needed'
+            return no_fix(Refusal(Reason.LOW_SIMILARITY, detail), shown)
         lead = lead_over_elsewhere(ranked, tile_size_m=tile_size_m)
         needed = self._config.retrieval.min_margin
         if lead < needed:

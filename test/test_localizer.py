@@ -368,10 +368,10 @@ def test_low_similarity_is_refused_before_registration(ground, gallery):
 # Without registration
 
 
-def tiles_only(margin):
+def tiles_only(margin, similarity=-1.0, **retrieval):
     return LocalizerConfig(
         registration=RegistrationConfig(enabled=False),
-        retrieval=RetrievalConfig(min_margin=margin),
+        retrieval=RetrievalConfig(min_margin=margin, min_tile_similarity=similarity, **retrieval),
     )
 
 
@@ -393,6 +393,19 @@ def test_without_registration_a_small_lead_is_ambiguous(ground, gallery):
     estimate = localizer.localize(frame_of(ground, SHOT))
     check_no_fix(estimate, Reason.AMBIGUOUS)
     assert '2 is needed' in estimate.detail
+
+
+def test_without_registration_few_candidates_hide_no_rival(ground, gallery):
+    """The few best tiles are neighbours of each other; the lead is over what comes after them."""
+    localizer = Localizer(gallery, ProjectionEncoder(), tiles_only(2.0, candidates=1))
+    estimate = localizer.localize(frame_of(ground, SHOT))
+    check_no_fix(estimate, Reason.AMBIGUOUS)
+    assert len(estimate.candidates) == 1
+
+
+def test_without_registration_a_low_similarity_is_refused(ground, gallery):
+    localizer = Localizer(gallery, ProjectionEncoder(), tiles_only(0.0, 1.0))
+    check_no_fix(localizer.localize(frame_of(ground, SHOT)), Reason.LOW_SIMILARITY)
 
 
 # Bad input
@@ -517,3 +530,22 @@ def test_frames_of_other_places_get_no_fix_on_seneca(rsscn7, seneca_gallery):
         estimate = localizer.localize(frame)
         assert not estimate.is_fix, path
         assert estimate.inliers < 8, path
+
+
+@pytest.mark.parametrize(
+    ('retrieval', 'wrong'),
+    [(RetrievalConfig(), False), (RetrievalConfig(min_tile_similarity=-1.0), True)],
+    ids=['defaults', 'lead alone'],
+)
+def test_without_registration_other_places_get_no_fix(rsscn7, seneca_gallery, retrieval, wrong):
+    """A lead says nothing where no tile is like the frame at all."""
+    gallery, encoder = seneca_gallery
+    config = LocalizerConfig(retrieval=retrieval, registration=RegistrationConfig(enabled=False))
+    localizer = Localizer(gallery, encoder, config)
+    lens = Intrinsics(1024, 768, 776.0, 776.0, 512.0, 384.0)
+    fixes = []
+    for path in sorted(rsscn7.glob('*/*.jpg'))[::20]:
+        image = cv2.resize(cv2.imread(str(path)), (1024, 1024))[:768, :, ::-1]
+        frame = Frame(np.ascontiguousarray(image), 0.0, lens, Attitude(0.0, 0.0, 40.0), 70.0)
+        fixes.append(localizer.localize(frame).is_fix)
+    assert any(fixes) == wrong
