@@ -115,7 +115,7 @@ def describe(record: FixRecord) -> str:
     words = [record.file]
     if record.is_fix:
         if math.isfinite(record.error_m):
-            words.append(f'error {record.error_m:.2f} m')
+            words.append(f'error {record.error_m:.3g} m')
         words += [f'95% within {bound_95_m(record):.2f} m', f'{record.inliers} inliers']
     else:
         words.append(f'no fix: {record.reason.replace("_", " ")}')

@@ -284,7 +284,8 @@ def _m(value: float) -> str:
         return '-'
     if not math.isfinite(value):
         return 'unbounded'
-    return f'{value:.{2 if value < 10.0 else 1 if value < 100.0 else 0}f}\N{NO-BREAK SPACE}m'
+    digits = 3 if value < 0.1 else 2 if value < 10.0 else 1 if value < 100.0 else 0
+    return f'{value:.{digits}f}\N{NO-BREAK SPACE}m'
 
 
 def _ms(value: float) -> str:

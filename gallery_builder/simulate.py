@@ -116,7 +116,7 @@ def simulate(maps: MapSources, out: Path, plan: FlightPlan) -> Iterator[str]:
             'no frame would see enough of the map; fly lower or take a map with fewer gaps'
         )
     _write_camera(out / 'camera.yaml', plan)
-    settings = {'name': f'simulated flight {out.name}', 'truth_is_map_relative': True}
+    settings = {'name': 'simulated flight', 'truth_is_map_relative': True}
     (out / 'flight.yaml').write_text(yaml.safe_dump(settings), encoding='utf-8')
     with (out / 'flight.csv').open('w', newline='', encoding='utf-8') as stream:
         writer = csv.DictWriter(stream, COLUMNS)
