@@ -243,6 +243,13 @@ class Aligner:
             self._target(query, found.center_m, CLOSE_MARGIN * query.reach_m * found.scale),
             self._config,
         )
+        if len(witnesses) < self._config.min_inliers:
+            return Refusal(
+                Reason.AMBIGUOUS,
+                f'{len(witnesses)} features can tell this place from another; '
+                f'{self._config.min_inliers} are needed',
+                registration.inliers,
+            )
         near = None
         if circle is not None:
             east_m, north_m = circle[0] - registration.origin_m

@@ -294,6 +294,16 @@ def test_two_equal_places_are_ambiguous_and_a_prior_decides(twins):
         check_fix(decided, replace(shot, east_m=shot.east_m + shift))
 
 
+def test_a_place_that_too_few_features_can_tell_from_others_is_not_believed(
+    ground, gallery, monkeypatch
+):
+    """Without features to ask, no rival could ever be counted."""
+    monkeypatch.setattr('bicrossnet_ros.uniqueness.MAX_WITNESSES', 5)
+    estimate = Localizer(gallery, ProjectionEncoder()).localize(frame_of(ground, SHOT))
+    check_no_fix(estimate, Reason.AMBIGUOUS)
+    assert '5 features can tell this place from another' in estimate.detail
+
+
 @pytest.mark.parametrize('rivals', [0, 16])
 def test_a_copy_that_the_frame_does_not_lead_to_is_found_from_the_map(twins, rivals):
     """Only one window is looked at, as if the network had ranked the copy far down."""
