@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bicrossnet_ros.encoder import default_model_path
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
@@ -32,6 +32,9 @@ from bicrossnet_ros.gallery import open_gallery
 from bicrossnet_ros.report import write_report
 from bicrossnet_ros.types import PositionEstimate
 from demo.imagery import ATTRIBUTION, fetch_map
+
+if TYPE_CHECKING:
+    from demo.recorder import Recorder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = 'made_by_demo.txt'
@@ -203,7 +206,7 @@ def peak_memory_mb(pid: int) -> float:
 
 
 def listen(
-    recorder: object,
+    recorder: Recorder,
     records: list[FixRecord],
     node: subprocess.Popen[bytes],
     player: subprocess.Popen[bytes],
@@ -213,7 +216,7 @@ def listen(
     """Spin until every frame is answered, the player has ended, or nothing comes any more."""
     last, seen = time.monotonic(), 0
     while len(records) < expected:
-        recorder.spin_once(0.1)  # type: ignore[attr-defined]
+        recorder.spin_once(0.1)
         now = time.monotonic()
         if len(records) > seen:
             last, seen = now, len(records)
