@@ -22,7 +22,7 @@ from training.evaluate import recall_at
 from training.export import main as export_main
 from training.losses import SymmetricInfoNCE
 from training.models import BinaryConv2d, make_bnext
-from training.scenes import list_scenes, load_scenes, split_scenes
+from training.data.scenes import list_scenes, load_scenes, split_scenes
 
 SMALL = TrainConfig(
     model='nano',

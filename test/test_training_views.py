@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.config import ViewConfig
-from training.views import Place, _matrix, make_batch, radiometry, sample_places, view_pair, warp
+from training.data.views import Place, _matrix, make_batch, radiometry, sample_places, view_pair, warp
 
 CLEAN = ViewConfig(
     illumination_share=0.0,

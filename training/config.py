@@ -1,24 +1,48 @@
-"""Every choice of a training run: frozen dataclasses, loaded from YAML, unknown keys refused."""
+"""Every choice of a training run: frozen dataclasses, read from YAML, unknown keys refused.
+
+The defaults are the paper's. A file may name another as its ``base`` and state only what differs.
+
+References
+----------
+Fontana et al. 2025, Mach. Learn.: Sci. Technol. 6 035036, section 4.2.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from bicrossnet_ros.config import check_keys, parameter, section_from_dict, validate
 from bicrossnet_ros.errors import ConfigError
-from training.models import CHANNELS
+from training.models.names import BACKBONES
 
-if TYPE_CHECKING:
-    from pathlib import Path
+
+def choice(default: str, description: str, options: tuple[str, ...]) -> Any:
+    """A text field that takes one of `options`."""
+    return field(default=default, metadata={'description': description, 'options': options})
+
+
+def _check(config: Any) -> None:
+    """Check types and ranges of a section, and its choices."""
+    validate(config)
+    for item in dataclasses.fields(config):
+        options = item.metadata.get('options')
+        value = getattr(config, item.name)
+        if options and value not in options:
+            name = f'{type(config).__name__}.{item.name}'
+            raise ConfigError(f'{name} is {value!r}; expected one of {", ".join(options)}')
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """How two views of one place differ. Shares are probabilities, ranges are half-widths."""
+    """How two rendered views of one place differ (source `maps`).
+
+    Shares are probabilities, ranges are half-widths.
+    """
 
     min_side: float = parameter(0.35, 'smallest side of a place, share of the scene', 0.1, 1)
     max_side: float = parameter(0.5, 'largest side of a place, share of the scene', 0.1, 1)
@@ -44,7 +68,7 @@ class ViewConfig:
     missing: float = parameter(0.3, 'largest part of a side that is missing', 0, 0.9)
 
     def __post_init__(self) -> None:
-        validate(self)
+        _check(self)
         if self.min_side > self.max_side:
             raise ConfigError(
                 f'ViewConfig.min_side is {self.min_side}; expected at most max_side, '
@@ -53,38 +77,259 @@ class ViewConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run."""
+class AugmentConfig:
+    """Augmentation of photographs (University-1652, SUES-200).
 
-    model: str = parameter('nano', 'size of the network')
-    input_px: int = parameter(96, 'side of the network input; a multiple of 32', 32, 1024)
-    scene_px: int = parameter(256, 'side to which the scenes are reduced when loaded', 64, 2048)
-    holdout: int = parameter(8, 'every how many-th scene is for validation', 2, 1000)
-    steps: int = parameter(1500, 'optimiser steps', 1, 10_000_000)
-    scenes_per_step: int = parameter(40, 'different scenes in a step', 1, 10000)
-    places_per_scene: int = parameter(2, 'disjoint places taken from a scene', 1, 2)
-    learning_rate: float = parameter(1e-3, 'peak learning rate', 0, 1)
-    final_learning_rate: float = parameter(1e-6, 'learning rate at the end', 0, 1)
-    warmup_steps: int = parameter(60, 'steps of linear warm-up', 0, 1_000_000)
-    weight_decay: float = parameter(1e-2, 'of the float matrices alone', 0, 1)
-    clip_norm: float = parameter(5.0, 'largest norm of the gradient', 0, 1000)
-    temperature: float = parameter(0.07, 'initial temperature of the loss', 0.005, 10)
-    seed: int = parameter(0, 'of weights, views and batches', 0, 2**31 - 1)
-    threads: int = parameter(2, 'CPU threads', 1, 256)
-    bfloat16: bool = parameter(True, 'bfloat16 arithmetic in training (never in evaluation)')
-    evaluate_every: int = parameter(150, 'steps between validations', 1, 10_000_000)
-    checkpoint_every: int = parameter(25, 'steps between checkpoints', 1, 10_000_000)
-    norm_steps: int = parameter(
-        30, 'batches for re-estimating BatchNorm at the end; 0: not', 0, 10000
+    The paper names padding, cropping and flipping; the rest is what the public release does
+    besides, and is off by default.
+    """
+
+    pad_px: int = parameter(10, 'edge padding before the random crop, in input pixels', 0, 512)
+    flip_share: float = parameter(0.5, 'views mirrored left to right, each on its own', 0, 1)
+    paired_flip: bool = parameter(False, 'mirror both views of a place together, or neither')
+    satellite_rotation_deg: float = parameter(
+        0.0, 'random rotation of the satellite view; the release: 90', 0, 180
     )
+    satellite_quarter_turns: bool = parameter(
+        False, 'turn the satellite view by a random multiple of 90 degrees'
+    )
+    drone_auto_augment: bool = parameter(
+        False, "AutoAugment's ImageNet policy on the drone view; the release: yes"
+    )
+    drone_erasing_share: float = parameter(
+        0.0, 'drone views with a random rectangle erased; the release: 0.5', 0, 1
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt from, and how batches are drawn from it."""
+
+    source: str = choice(
+        'university1652',
+        'kind of data set below the data folder',
+        ('university1652', 'sues200', 'maps'),
+    )
+    height_m: int = parameter(0, 'SUES-200: one of 150, 200, 250, 300; 0: all pooled', 0, 300)
+    holdout: int = parameter(0, 'every how many-th place is kept for validation; 0: none', 0, 1000)
+    sampler: str = choice(
+        'places',
+        'places: each place once an epoch with a random drone image (the paper); '
+        'pairs: each drone image once an epoch, no place twice in a batch',
+        ('places', 'pairs'),
+    )
+    places_per_step: int = parameter(8, 'different places in a global batch', 2, 100_000)
+    workers: int = parameter(
+        0, 'processes that decode and augment; 0: in the training process', 0, 256
+    )
+    unreadable: str = choice(
+        'skip', 'an image that cannot be decoded: skip and count it, or fail', ('skip', 'fail')
+    )
+    scene_px: int = parameter(256, 'maps: side to which scenes are reduced when loaded', 64, 2048)
+    scene_m: float = parameter(
+        0.0,
+        'maps: side of the squares that georeferenced rasters are cut into; 0: every image '
+        'is one scene',
+        0,
+        100_000,
+    )
+    places_per_scene: int = parameter(2, 'maps: disjoint places taken from a scene', 1, 2)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
 
     def __post_init__(self) -> None:
-        validate(self)
-        if self.model not in CHANNELS:
-            raise ConfigError(f'model is {self.model!r}; expected one of {", ".join(CHANNELS)}')
+        _check(self)
+        if self.height_m not in (0, 150, 200, 250, 300):
+            raise ConfigError(
+                f'DataConfig.height_m is {self.height_m}; expected 0, 150, 200, 250 or 300'
+            )
+        if self.source == 'maps' and self.places_per_step % self.places_per_scene:
+            raise ConfigError(
+                f'DataConfig.places_per_step is {self.places_per_step}; expected a multiple of '
+                f'places_per_scene, {self.places_per_scene}'
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network and its training head."""
+
+    name: str = choice('bnext_tiny', 'backbone', BACKBONES)
+    input_px: int = parameter(256, 'side of the network input; a multiple of 32', 32, 1024)
+    branches: bool = parameter(
+        True, 'the Multiple Classifier Branch; needed by every loss on classes'
+    )
+    bottleneck: int = parameter(512, 'width of a branch feature', 8, 8192)
+    dropout: float = parameter(0.5, 'dropout of a branch feature', 0, 0.95)
+    pretrained: str = parameter(
+        '', 'checkpoint or model file whose backbone is taken at the start; empty: random'
+    )
+    temperature_decay: float = parameter(
+        1.0, 'factor an epoch on the temperature of soft binary weights; 1: always binary', 0.1, 1
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
         if self.input_px % 32:
-            raise ConfigError(f'input_px is {self.input_px}; expected a multiple of 32')
+            raise ConfigError(
+                f'ModelConfig.input_px is {self.input_px}; expected a multiple of 32'
+            )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms of the loss; 0 leaves a term out."""
+
+    cross_entropy: float = parameter(1.0, 'equation 5, mean of the branches, both views', 0, 1e4)
+    triplet: float = parameter(1.0, 'equation 6, cross-view batch-hard', 0, 1e4)
+    triplet_margin: float = parameter(0.3, 'margin of the triplet loss', 0, 10)
+    logit_distillation: float = parameter(1.0, 'equation 8; needs a teacher', 0, 1e4)
+    logit_reduction: str = choice(
+        'element',
+        'mean over samples and classes, or over samples only (equation 8 as printed)',
+        ('element', 'sample'),
+    )
+    info_nce: float = parameter(0.0, 'symmetric InfoNCE between the embeddings', 0, 1e4)
+    info_nce_temperature: float = parameter(0.07, 'its initial temperature', 0.005, 10)
+    label_smoothing: float = parameter(0.0, 'label smoothing of InfoNCE', 0, 0.9)
+    feature_distillation: float = parameter(
+        0.0, 'cosine distance of the projected embedding to the teacher embedding', 0, 1e4
+    )
+    teacher: str = parameter('', 'checkpoint of the teacher; empty: none')
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.feature_distillation and not self.teacher:
+            raise ConfigError(
+                'LossConfig.feature_distillation needs a teacher; set losses.teacher to its '
+                'checkpoint'
+            )
+
+
+@dataclass(frozen=True)
+class UnfreezingConfig:
+    """Which weights train when."""
+
+    strategy: str = choice(
+        'bi_gradual',
+        'bi_gradual: head, then float weights, then all; gradual: head, then stage by stage from '
+        'the last; none: all from the start',
+        ('bi_gradual', 'gradual', 'none'),
+    )
+    head_epochs: int = parameter(20, 'n1: the head alone', 0, 100_000)
+    partial_epochs: int = parameter(
+        20, 'n2: float weights of the backbone too; gradual: until the stem is free', 0, 100_000
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimisers and their schedules. `float` weights are all that are not latent binary ones."""
+
+    strategy: str = choice(
+        'bi_partitioned',
+        'bi_partitioned: Adam (or float_optimizer) for float weights, Lion for latent binary '
+        'ones; else one optimiser for all',
+        ('bi_partitioned', 'adam', 'adamw', 'sgd', 'lion'),
+    )
+    float_optimizer: str = choice(
+        'adam', 'of the float weights when bi_partitioned', ('adam', 'adamw')
+    )
+    learning_rate: float = parameter(6e-3, 'of the float weights, or of all', 0, 10)
+    binary_learning_rate: float = parameter(1e-3, 'of the latent weights (bi_partitioned)', 0, 10)
+    backbone_factor: float = parameter(
+        1.0, "on the learning rate of the backbone's float weights; the teacher: 0.3", 0, 1
+    )
+    weight_decay: float = parameter(
+        0.0, 'of float matrices; never of latent weights, norms and biases', 0, 1
+    )
+    momentum: float = parameter(0.9, 'Nesterov momentum of SGD', 0, 0.999)
+    schedule: str = choice(
+        'multistep',
+        'multistep: times gamma at the milestones; cosine: down to final_factor at the end',
+        ('multistep', 'cosine', 'constant'),
+    )
+    milestones: tuple[float, ...] = parameter(
+        (80.0, 120.0, 200.0), 'epochs after which the learning rate falls', 0, 1e6
+    )
+    gamma: float = parameter(0.1, 'factor at a milestone', 0, 1)
+    delay_binary: bool = parameter(
+        True, "the latent weights' milestones count from the epoch that frees them"
+    )
+    warmup_epochs: float = parameter(0.0, 'epochs of linear warm-up, may be a fraction', 0, 1e5)
+    final_factor: float = parameter(1e-3, 'cosine: last learning rate, share of the first', 0, 1)
+    clip_norm: float = parameter(0.0, 'largest norm of the gradient; 0: not clipped', 0, 1e6)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run is carried out."""
+
+    epochs: int = parameter(250, 'passes over the places', 1, 1_000_000)
+    seed: int = parameter(0, 'of weights, batches and augmentation', 0, 2**31 - 1)
+    device: str = choice('auto', 'auto: the GPU if there is one', ('auto', 'cpu', 'cuda'))
+    threads: int = parameter(0, 'CPU threads of torch; 0: as torch decides', 0, 256)
+    precision: str = choice(
+        'float32',
+        'arithmetic of training; evaluation is float32',
+        ('float32', 'bfloat16', 'float16'),
+    )
+    deterministic: bool = parameter(
+        False, "torch's deterministic algorithms: equal runs, slower on a GPU"
+    )
+    sync_norms: bool = parameter(True, 'BatchNorm over all processes, when there are several')
+    checkpoint_every: int = parameter(100, 'steps between checkpoints', 1, 10_000_000)
+    evaluate_every: int = parameter(10, 'epochs between validations', 1, 1_000_000)
+    norm_steps: int = parameter(
+        0, 'batches that re-estimate BatchNorm at the end; kept if not worse; 0: not', 0, 10_000
+    )
+    average_decay: float = parameter(
+        0.0, 'exponential moving average of the weights, per step; 0: none', 0, 0.999999
+    )
+    tensorboard: bool = parameter(True, 'write TensorBoard logs')
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    unfreezing: UnfreezingConfig = field(default_factory=UnfreezingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        losses = self.losses
+        on_classes = losses.cross_entropy or losses.triplet
+        if not self.model.branches and on_classes:
+            raise ConfigError(
+                'model.branches is false, but losses.cross_entropy or losses.triplet are not 0; '
+                'they need the branches'
+            )
+        if self.unfreezing.strategy != 'none':
+            frozen = self.unfreezing.head_epochs + self.unfreezing.partial_epochs
+            if frozen > self.run.epochs:
+                raise ConfigError(
+                    f'unfreezing lasts {frozen} epochs (head_epochs + partial_epochs), but '
+                    f'run.epochs is {self.run.epochs}; shorten it or set strategy: none'
+                )
+
+
+NESTED = {'augment': AugmentConfig, 'views': ViewConfig}
 
 
 def config_from_dict(data: Any, *, source: str) -> TrainConfig:
@@ -95,16 +340,75 @@ def config_from_dict(data: Any, *, source: str) -> TrainConfig:
     ConfigError
         On an unknown key or an impossible value.
     """
-    check_keys(data, {item.name: None for item in dataclasses.fields(TrainConfig)}, source)
-    values = dict(data)
-    values['views'] = section_from_dict(ViewConfig, data.get('views') or {}, f'{source}: views')
-    return TrainConfig(**values)
+    sections: dict[str, Any] = {
+        item.name: item.default_factory for item in dataclasses.fields(TrainConfig)
+    }
+    check_keys(data, sections, source)
+    made = {}
+    for name, values in data.items():
+        values = dict(values) if isinstance(values, dict) else values or {}
+        if name == 'data':
+            for key, kind in NESTED.items():
+                if key in values:
+                    nested = f'{source}: {name}.{key}'
+                    values[key] = section_from_dict(kind, values[key] or {}, nested)
+        made[name] = section_from_dict(sections[name], values, f'{source}: {name}')
+    return TrainConfig(**made)
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return what `config_from_dict` takes, ready for YAML and JSON (tuples become lists)."""
+    return {
+        key: config_to_dict(value) if isinstance(value, dict) else _plain(value)
+        for key, value in (
+            config if isinstance(config, dict) else dataclasses.asdict(config)
+        ).items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a `TrainConfig` from a YAML file; see `config_from_dict`."""
+    """Read a `TrainConfig` from a YAML file and its bases; see `config_from_dict`."""
+    return config_from_dict(_read_with_base(path, seen=()), source=str(path))
+
+
+def with_changes(config: TrainConfig, changes: list[str]) -> TrainConfig:
+    """Apply changes such as ``run.epochs=3`` or ``data.views.tilt=0.2`` to a configuration."""
+    data = config_to_dict(config)
+    for change in changes:
+        key, separator, text = change.partition('=')
+        if not separator:
+            raise ConfigError(f'--set {change}: expected SECTION.KEY=VALUE')
+        *path, last = key.split('.')
+        inner: Any = data
+        for part in path:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or last not in inner:
+            raise ConfigError(f'--set {change}: there is no {key} in the configuration')
+        inner[last] = yaml.safe_load(text)
+    return config_from_dict(data, source='--set')
+
+
+def _read_with_base(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError(f'{path}: names itself as its base')
     try:
         data = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f'{path}: not readable as YAML: {error}') from error
-    return config_from_dict(data, source=str(path))
+    if not isinstance(data, dict) or 'base' not in data:
+        return data
+    base = _read_with_base(path.parent / str(data.pop('base')), seen=(*seen, path))
+    return _merge(base, data)
+
+
+def _merge(base: Any, change: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    merged = dict(base)
+    for key, value in change.items():
+        merged[key] = _merge(base[key], value) if key in base else value
+    return merged

@@ -30,8 +30,8 @@ from training.config import TrainConfig, load_config
 from training.evaluate import embed, recall_at
 from training.losses import SymmetricInfoNCE
 from training.models import BinaryConv2d, BNext, make_bnext
-from training.scenes import list_scenes, load_scenes, split_scenes
-from training.views import make_batch
+from training.data.scenes import list_scenes, load_scenes, split_scenes
+from training.data.views import make_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

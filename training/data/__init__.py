@@ -1,0 +1,1 @@
+"""What networks are trained and tested on: data sets, rendered views, augmentation, batches."""
