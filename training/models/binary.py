@@ -20,6 +20,7 @@ from torch import Tensor, nn
 ACTIVATION_GRADIENT_RANGE = 1.5
 LATENT_LIMIT = 1.5
 LATENT_INITIAL_STD = 1e-3
+LOWEST_TEMPERATURE = 1e-7
 
 
 class _SignActivation(torch.autograd.Function):
@@ -80,7 +81,8 @@ class BinaryConv2d(nn.Module):
     """Convolution with binary weights and zero padding; no bias, no channel scale.
 
     The module binarises its latent weights only; its input is binarised by the unit that owns it.
-    Training and evaluation compute the same function, so an evaluated model is truly binary.
+    Training and evaluation compute the same function unless a temperature is set; in evaluation
+    the weights are binary always.
 
     Parameters
     ----------
@@ -96,6 +98,9 @@ class BinaryConv2d(nn.Module):
     weight : nn.Parameter
         Latent weights, float (channels_out, channels_in, kernel, kernel), drawn from
         N(0, 1) * 0.001 and kept within +-1.5 by `clamp_latent`.
+    temperature : float
+        Above 1e-7, training uses the soft weights ``clamp(weight / temperature, -1, 1)``, with
+        their true gradient. At 0, the default, it uses the signs.
     """
 
     def __init__(
@@ -108,11 +113,17 @@ class BinaryConv2d(nn.Module):
         self.padding = kernel // 2
         shape = (channels_out, channels_in, kernel, kernel)
         self.weight = nn.Parameter(torch.randn(shape) * LATENT_INITIAL_STD)
+        self.temperature = 0.0
+
+    def effective_weight(self) -> Tensor:
+        """Return the weights that convolve: signs, or soft ones while training hot."""
+        if self.training and self.temperature > LOWEST_TEMPERATURE:
+            return (self.weight / self.temperature).clamp(-1.0, 1.0)
+        return binary_weight(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` (N, C_in, H, W) of +-1 with the signs of the latent weights."""
-        weight = binary_weight(self.weight)
-        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        """Convolve ``x`` (N, C_in, H, W) of +-1 with the binary weights."""
+        return F.conv2d(x, self.effective_weight(), stride=self.stride, padding=self.padding)
 
     @torch.no_grad()
     def clamp_latent(self) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.models.backbone import Backbone
 from training.models.binary import BinaryConv2d, binary_activation
 
 SE_REDUCTION = 8
@@ -154,7 +155,7 @@ class Block(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
-class BNext(nn.Module):
+class BNext(Backbone):
     """Backbone: image to feature vector, optionally followed by a classifier.
 
     Parameters
@@ -188,17 +189,35 @@ class BNext(nn.Module):
         self.act = nn.PReLU(channels[-1])
         self.classifier = nn.Linear(self.feature_dim, classes) if classes else None
 
-    def features(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to features (N, feature_dim); H and W divide by 32."""
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to the last map (N, C, H / 32, W / 32), its PReLU included."""
         x = self.stem_norm(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        return self.act(x).mean(dim=(2, 3))
+        return self.act(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to features (N, feature_dim); H and W divide by 32."""
+        return self.pool(self.feature_map(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to scores (N, classes); without a classifier to features."""
         feature = self.features(x)
         return feature if self.classifier is None else self.classifier(feature)
+
+    def stages(self) -> list[nn.Module]:
+        """Return five parts: the stem with the first block, then the blocks of each width.
+
+        The last PReLU belongs to the last part; a classifier belongs to none, it is no part of
+        the backbone.
+        """
+        parts: list[nn.ModuleList] = [nn.ModuleList([self.stem, self.stem_norm, self.blocks[0]])]
+        for i, block in enumerate(self.blocks[1:], start=2):
+            if self.channels[i] != self.channels[i - 1]:
+                parts.append(nn.ModuleList())
+            parts[-1].append(block)
+        parts[-1].append(self.act)
+        return list(parts)
 
     def clamp_parameters(self) -> None:
         """Clamp all latent weights and recoupling scales; call after each optimiser step."""
