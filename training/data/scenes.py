@@ -1,18 +1,14 @@
-"""Aerial scenes in memory, and their fixed split by scene."""
+"""Aerial scenes: the images below a folder, their fixed split, and their squares in memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from bicrossnet_ros.errors import ConfigError, ImageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff'}
 
@@ -38,30 +34,37 @@ def split_scenes(paths: list[Path], *, holdout: int) -> tuple[list[Path], list[P
     return training, validation
 
 
-def load_scenes(paths: list[Path], *, scene_px: int) -> NDArray[np.uint8]:
-    """Read scenes as RGB squares.
-
-    Parameters
-    ----------
-    paths : list of Path
-        Image files.
-    scene_px : int
-        Side of the squares; area averaging, so that later warps need not smooth.
+def read_scene(path: Path, *, scene_px: int) -> NDArray[np.uint8]:
+    """Read the largest square about the centre of an image, reduced to `scene_px`.
 
     Returns
     -------
-    ndarray of uint8, shape (len(paths), scene_px, scene_px, 3)
+    ndarray of uint8, shape (scene_px, scene_px, 3)
+        RGB; area averaging, so that later warps need not smooth.
 
     Raises
     ------
     ImageError
-        If a file is no image.
+        If the file is no image.
     """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ImageError(f'{path}: not readable as an image; replace or remove it')
+    square = central_square(np.asarray(image[..., ::-1], np.uint8))
+    return np.asarray(cv2.resize(square, (scene_px, scene_px), interpolation=cv2.INTER_AREA))
+
+
+def central_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut the longer side of an image (H, W, 3) evenly at both ends."""
+    height_px, width_px = image.shape[:2]
+    side_px = min(height_px, width_px)
+    top, left = (height_px - side_px) // 2, (width_px - side_px) // 2
+    return image[top : top + side_px, left : left + side_px]
+
+
+def load_scenes(paths: list[Path], *, scene_px: int) -> NDArray[np.uint8]:
+    """Read scenes as RGB squares, shape (len(paths), scene_px, scene_px, 3); see `read_scene`."""
     scenes = np.empty((len(paths), scene_px, scene_px, 3), np.uint8)
     for target, path in zip(scenes, paths, strict=True):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ImageError(f'{path}: not readable as an image; replace or remove it')
-        reduced = cv2.resize(image, (scene_px, scene_px), interpolation=cv2.INTER_AREA)
-        target[...] = reduced[..., ::-1]
+        target[...] = read_scene(path, scene_px=scene_px)
     return scenes
