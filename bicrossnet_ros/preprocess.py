@@ -119,9 +119,23 @@ def prepare(patches: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     gain = np.float32(1 / 255) / std
     offset = -np.asarray(preprocessing.mean, np.float32) / std
     for patch, target in zip(patches, inputs, strict=True):
-        resized = _resize(patch, height, width)
+        resized = resize(patch, preprocessing)
         target[...] = (resized * gain + offset).transpose(2, 0, 1)
     return inputs
+
+
+def resize(patch: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Bring one patch, (H, W, 3), to the size of the network input by the resizing rule.
+
+    A patch that has it already is returned as it is, so `prepare` of a resized patch equals
+    `prepare` of the patch.
+    """
+    height, width = preprocessing.input_height_px, preprocessing.input_width_px
+    if patch.shape[:2] == (height, width):
+        return patch
+    shrinks = patch.shape[0] > height or patch.shape[1] > width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(patch, (width, height), interpolation=interpolation), np.uint8)
 
 
 def check_patches(patches: Any) -> None:
@@ -137,14 +151,6 @@ def check_patches(patches: Any) -> None:
     if patches.ndim != 4 or patches.shape[3] != 3 or 0 in patches.shape[1:]:
         hint = '; add a leading axis for a single image' if patches.ndim == 3 else ''
         raise ImageError(f'patches have shape {patches.shape}; expected (N, H, W, 3) RGB{hint}')
-
-
-def _resize(patch: NDArray[np.uint8], height: int, width: int) -> NDArray[Any]:
-    if patch.shape[:2] == (height, width):
-        return patch
-    shrinks = patch.shape[0] > height or patch.shape[1] > width
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(patch, (width, height), interpolation=interpolation))
 
 
 def _is_finite(value: Any) -> bool:
