@@ -122,8 +122,9 @@ def test_several_threads_may_encode(encoder):
 
 def test_retrieval_agrees_with_torch(encoder):
     """End to end on the shipped weights: both runtimes retrieve the same places."""
-    from training.evaluate import embed, recall_at
+    from training.embedding import embed
     from training.export import network_from_model
+    from training.metrics import recall_at
 
     network = network_from_model(read_model(default_model_path()))
     tiles = ground(60)
@@ -145,8 +146,9 @@ def test_retrieval_agrees_with_torch(encoder):
 
 def test_retrieval_agrees_with_torch_on_real_scenes(encoder, rsscn7):
     from training.config import ViewConfig
-    from training.evaluate import embed, recall_at
+    from training.embedding import embed
     from training.export import network_from_model
+    from training.metrics import recall_at
     from training.data.scenes import list_scenes, load_scenes
     from training.data.views import make_batch
 
