@@ -1,23 +1,48 @@
-"""Checkpoints: written atomically, resumed exactly."""
+"""Checkpoints: written atomically, resumed exactly, refused with a reason."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bicrossnet_ros.errors import ModelError
+from bicrossnet_ros.errors import BiCrossNetError, ModelError
+from training.config import TrainConfig, config_from_dict
+from training.models.network import make_network
 
-CHECKPOINT_VERSION = 1
+if TYPE_CHECKING:
+    from training.models.network import GeoNetwork
+
+CHECKPOINT_VERSION = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain values; an interrupted write leaves the old file."""
+    """Write a state of tensors and plain values; whatever interrupts it leaves the old file.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be written, for example on a full disk.
+    """
     partial = path.with_suffix('.partial')
-    torch.save({'checkpoint_version': CHECKPOINT_VERSION, **state}, partial)
-    partial.replace(path)
+    try:
+        with partial.open('wb') as file:
+            torch.save({'checkpoint_version': CHECKPOINT_VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    # torch wraps what its stream raises into a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        kept = f'{path.name} of before is intact' if path.exists() else 'none was written before'
+        raise ModelError(
+            f'{path}: could not be written ({_cause(error)}); {kept}; make room, then go on with '
+            '--resume'
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -42,6 +67,42 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
+def checkpoint_config(state: dict[str, Any], *, source: Path) -> TrainConfig:
+    """Return the configuration that a checkpoint was trained with."""
+    return config_from_dict(state['config'], source=str(source))
+
+
+def network_from_state(state: dict[str, Any], *, source: Path) -> GeoNetwork:
+    """Rebuild the network of a loaded checkpoint; see `network_from_checkpoint`."""
+    try:
+        config = checkpoint_config(state, source=source)
+        network = make_network(config.model, classes=len(state['classes']))
+        network.load_state_dict(state['network'])
+    except (BiCrossNetError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f'{source}: its weights do not fit the network that its configuration describes '
+            f'({error}); train again with this version'
+        ) from error
+    network.classes = tuple(state['classes'])
+    return network.eval()
+
+
+def network_from_checkpoint(path: Path) -> GeoNetwork:
+    """Rebuild the network of a checkpoint, on the CPU and in evaluation mode.
+
+    Returns
+    -------
+    GeoNetwork
+        Its attribute ``classes`` holds the names of the places, in the order of the logits.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, of another version, or does not fit its own network.
+    """
+    return network_from_state(load_checkpoint(path), source=path)
+
+
 def git_revision() -> str:
     """Return the commit of the source tree, or 'unknown'.
 
@@ -62,3 +123,22 @@ def _git(folder: Path, *arguments: str) -> str:
         ['git', *arguments], cwd=folder, capture_output=True, text=True, check=True
     )
     return result.stdout.strip()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the operating system's reason behind an error of torch, where there is one."""
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, OSError) and reason.strerror:
+            return reason.strerror
+        reason = reason.__cause__ or reason.__context__
+    return str(error).splitlines()[0]
