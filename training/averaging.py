@@ -33,7 +33,7 @@ class WeightAverage:
         self.network = network
         self.decay = decay
         self.updates = 0
-        self._average = {name: value.clone() for name, value in self._values().items()}
+        self._average = _copies(self._values().items())
 
     def _values(self) -> dict[str, Tensor]:
         """The network's own tensors, detached."""
@@ -61,7 +61,7 @@ class WeightAverage:
         What is done to the network inside, such as `reestimate_norms`, changes neither its own
         weights nor the average.
         """
-        own = {name: value.clone() for name, value in self._values().items()}
+        own = _copies(self._values().items())
         self._put(self._average)
         try:
             yield
@@ -113,42 +113,46 @@ def reestimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     network : nn.Module
         With BatchNorm layers of any dimension; changed in place.
     batches : iterable of Tensor
-        Float32 (N, 3, H, W), normalised, on the network's device.
+        Float32 (N, 3, H, W) with N > 1, normalised, on the network's device.
 
     Raises
     ------
     ConfigError
-        If there is no batch; the statistics are then as before.
+        If there is no batch. After this or any other error the statistics are as before.
     """
     norms = [
         module
         for module in network.modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
+    before = [(norm.momentum, _copies(norm.named_buffers())) for norm in norms]
     modes = {module: module.training for module in network.modules()}
-    momenta = [norm.momentum for norm in norms]
     network.eval()
-    count = 0
-    try:
-        for count, batch in enumerate(batches, 1):
-            if count == 1:
-                _begin_averaging(norms)
-            with torch.autocast(batch.device.type, enabled=False):
-                network(batch.float())
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
-    if norms and not count:
-        raise ConfigError(
-            'no batch to re-estimate BatchNorm with; expected at least one full batch of places'
-        )
-
-
-def _begin_averaging(norms: list[_BatchNorm]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         # None: torch averages all batches alike.
         norm.momentum = None
         norm.train()
+    count = 0
+    try:
+        for count, batch in enumerate(batches, 1):
+            with torch.autocast(batch.device.type, enabled=False):
+                network(batch.float())
+        if not count:
+            raise ConfigError(
+                'there is no batch to re-estimate BatchNorm with; expected at least one full '
+                'batch of places'
+            )
+    except BaseException:
+        for norm, (_, buffers) in zip(norms, before, strict=True):
+            norm.load_state_dict(buffers, strict=False)
+        raise
+    finally:
+        for norm, (momentum, _) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
+
+
+def _copies(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors}

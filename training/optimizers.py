@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 from lion_pytorch import Lion
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from training.config import OptimizerConfig, UnfreezingConfig
 from training.models.network import GeoNetwork
@@ -75,7 +75,7 @@ def make_optimizers(
     return made
 
 
-def _float_matrices(module: nn.Module, latent: set[str]) -> set[nn.Parameter]:
+def _float_matrices(module: nn.Module, latent: set[str]) -> set[Tensor]:
     """Weights of convolutions and linear layers: the only ones that decay.
 
     A latent weight is a sign in the making, decay only brings it nearer to flipping; norms,
@@ -90,7 +90,7 @@ def _float_matrices(module: nn.Module, latent: set[str]) -> set[nn.Parameter]:
 
 def _groups(
     parameters: list[nn.Parameter],
-    matrices: set[nn.Parameter],
+    matrices: set[Tensor],
     *,
     factor: float,
     weight_decay: float,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bicrossnet_ros.errors import ConfigError
 from training.config import UnfreezingConfig
 from training.models.network import GeoNetwork
 from training.models.partition import binary_layers
@@ -76,7 +77,17 @@ def apply_phase(network: GeoNetwork, phase: Phase) -> None:
     """Set `requires_grad` and the mode of every module; call it in place of ``network.train()``.
 
     The gradients of what is frozen are dropped: an optimiser would go on applying them.
+
+    Raises
+    ------
+    ConfigError
+        If the head alone is to train and the network has none.
     """
+    if phase.stages == 0 and network.branches is None:
+        raise ConfigError(
+            'unfreezing begins with the head alone, but the network has no branches; set '
+            'unfreezing.head_epochs: 0 or unfreezing.strategy: none'
+        )
     network.train()
     network.requires_grad_(True)
     stages = network.backbone.stages()

@@ -1,0 +1,141 @@
+"""Losses between the two views: batch-hard triplet and symmetric InfoNCE.
+
+Row k of the satellite features and row k of the drone features show the place ``labels[k]``. A
+place may stand in several rows: its other images are no negatives. Computed in float32, whatever
+the precision of the features; features are normalised here.
+
+References
+----------
+Hermans et al. 2017, "In Defense of the Triplet Loss for Person Re-Identification".
+van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding".
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_SCALE = 100.0
+# Two unit vectors closer than this, squared, pull at each other no more: the gradient of the
+# square root is infinite at 0.
+MIN_SQUARED_DISTANCE = 1e-12
+
+
+def cross_view_triplet(
+    satellite: Tensor, drone: Tensor, labels: Tensor, *, margin: float
+) -> Tensor:
+    """Batch-hard triplet loss between the views: one joint term over all 2 N anchors.
+
+    Each satellite feature is an anchor against the drone features and the reverse. An anchor's
+    positive is the farthest feature of its place in the other view, its negative the nearest of
+    another place there.
+
+    Parameters
+    ----------
+    satellite, drone : Tensor
+        (N, D), normalised here.
+    labels : Tensor of int64
+        (N,), place of both rows k.
+    margin : float
+        By how much the negative must be farther than the positive, in Euclidean distance of
+        unit vectors.
+
+    Returns
+    -------
+    Tensor
+        Scalar: mean hinge of the anchors that have a negative; 0 if none has.
+
+    References
+    ----------
+    Fontana et al. 2025, equation 6; Hermans et al. 2017, equation 5.
+    """
+    satellite, drone = F.normalize(satellite.float()), F.normalize(drone.float())
+    same = labels[:, None] == labels[None, :]
+    with torch.no_grad():
+        similarity = satellite @ drone.T
+    hinges = torch.stack(
+        [
+            _hinges(satellite, drone, similarity, same, margin=margin),
+            _hinges(drone, satellite, similarity.T, same, margin=margin),
+        ]
+    )
+    has_negative = (~same).any(dim=1).expand_as(hinges)
+    return (hinges * has_negative).sum() / has_negative.sum().clamp_min(1)
+
+
+def _hinges(
+    anchors: Tensor, others: Tensor, similarity: Tensor, same: Tensor, *, margin: float
+) -> Tensor:
+    """Hinge (N,) of every anchor; meaningless for an anchor without a negative.
+
+    Mined on similarities, measured on differences: ``2 - 2 cos`` loses all digits where the
+    features almost agree, which is where the loss wants them.
+    """
+    positive = similarity.masked_fill(~same, math.inf).argmin(dim=1)
+    negative = similarity.masked_fill(same, -math.inf).argmax(dim=1)
+    to_positive = _distance(anchors, others[positive])
+    to_negative = _distance(anchors, others[negative])
+    return F.relu(to_positive - to_negative + margin)
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().sum(dim=1).clamp_min(MIN_SQUARED_DISTANCE).sqrt()
+
+
+class SymmetricInfoNCE(nn.Module):
+    """Cross-entropy of finding each drone image's satellite image among all, and the reverse.
+
+    Parameters
+    ----------
+    temperature : float
+        Initial temperature; its inverse, the scale, is learnt as a logarithm and kept at most
+        100 (or at its initial value, if that is more).
+    label_smoothing : float
+        Share of the target that is spread evenly over all candidates, the right one included.
+
+    References
+    ----------
+    van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", eq. 4.
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+    Deuser et al. 2023, "Sample4Geo: Hard Negative Sampling For Cross-View Geo-Localisation".
+    """
+
+    def __init__(self, temperature: float, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.max_log_scale = math.log(max(MAX_SCALE, 1 / temperature))
+        self.label_smoothing = label_smoothing
+
+    def forward(self, satellite: Tensor, drone: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the mean of both directions' losses.
+
+        Parameters
+        ----------
+        satellite, drone : Tensor
+            (N, D), normalised here; row k matches row k.
+        labels : Tensor of int64 or None
+            (N,). Other rows with the same label are left out of a row's candidates. None: every
+            row is a place of its own.
+        """
+        # Clamped in place: beyond a clamp in the graph the gradient is zero and the scale stuck.
+        with torch.no_grad():
+            self.log_scale.clamp_(max=self.max_log_scale)
+        satellite, drone = F.normalize(satellite.float()), F.normalize(drone.float())
+        logits = self.log_scale.exp() * (drone @ satellite.T)
+        left_out = torch.zeros_like(logits, dtype=torch.bool)
+        if labels is not None:
+            left_out = (labels[:, None] == labels[None, :]).fill_diagonal_(False)
+        return 0.5 * (self._find(logits, left_out) + self._find(logits.T, left_out))
+
+    def _find(self, logits: Tensor, left_out: Tensor) -> Tensor:
+        """Cross-entropy of column k in row k. torch's smoothing is infinite with left-out ones."""
+        log_share = F.log_softmax(logits.masked_fill(left_out, -math.inf), dim=1)
+        right = log_share.diagonal()
+        if not self.label_smoothing:
+            return -right.mean()
+        candidates = (~left_out).sum(dim=1)
+        even = log_share.masked_fill(left_out, 0.0).sum(dim=1) / candidates
+        return -torch.lerp(right, even, self.label_smoothing).mean()
