@@ -7,8 +7,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
 from bicrossnet_ros.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from training.distributed import Team
 
 # A terminal's line is redrawn often; a log file gets a line a minute, some hundred a night.
 TERMINAL_INTERVAL_S = 0.5
@@ -72,11 +72,12 @@ class Tally:
         sums = {name: value.cpu() for name, value in self.sums.items()}
         return {'sums': sums, 'steps': self.steps, 'skipped': self.skipped}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from another tally."""
+    def load_state_dict(self, state: Mapping[str, Any], team: Team) -> None:
+        """Go on from another tally; its skipped places, those of all processes, count once."""
         self.reset()
-        self.sums = {name: value.to(device) for name, value in state['sums'].items()}
-        self.steps, self.skipped = int(state['steps']), int(state['skipped'])
+        self.sums = {name: value.to(team.device) for name, value in state['sums'].items()}
+        self.steps = int(state['steps'])
+        self.skipped = int(state['skipped']) if team.leads else 0
 
 
 class ProgressLine:

@@ -1,311 +1,457 @@
-"""Train a retrieval network on pairs of augmented views of aerial scenes.
+"""Train a retrieval network: one loop for all sources, losses and phases.
 
-    python -m training.train --config training/configs/first_weights.yaml --data DIR --out DIR
+    python -m training.train training/configs/university1652_tiny.yaml --data ROOT --out RUN
+    torchrun --nproc-per-node 4 -m training.train CONFIG --data ROOT --out RUN
+    python -m training.train CONFIG --data ROOT --out RUN --resume --set run.epochs=300
 
-The batch of a step depends on (seed, step) alone, so an interrupted run that is resumed with
-``--resume`` ends exactly where an uninterrupted one would.
+The batch of a step, its augmentation and its dropout depend on (seed, step) alone, so a run that
+is interrupted and resumed ends, on the CPU bit for bit, where an uninterrupted one would.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
-import math
+import os
 import sys
 import time
-from dataclasses import asdict
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
-from bicrossnet_ros.preprocess import Preprocessing, prepare
+from training.averaging import reestimate_norms
 from training.checkpoint import git_revision, load_checkpoint, save_checkpoint
-from training.config import TrainConfig, load_config
-from training.evaluate import embed, recall_at
-from training.losses import SymmetricInfoNCE
-from training.models import BinaryConv2d, BNext, make_bnext
-from training.data.scenes import list_scenes, load_scenes, split_scenes
-from training.data.views import make_batch
+from training.config import TrainConfig, config_to_dict, load_config, with_changes
+from training.data.loader import batches, steps_per_epoch
+from training.data.sources import make_sources
+from training.distributed import join_team
+from training.learner import Learner
+from training.progress import ProgressLine, RunLog, Tally
+from training.validation import Validation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from torch import Tensor
 
-# Streams of random numbers that never meet: (seed, stream, step).
-TRAINING_STREAM, VALIDATION_STREAM, NORM_STREAM = 0, 1, 2
+    from training.data.places import PairSource
 
-# What a resumed run may change: where it ends and how it is run, not what it learns from.
-CHANGEABLE = {'steps', 'threads', 'evaluate_every', 'checkpoint_every', 'norm_steps'}
+# Streams of random numbers that never meet: (seed, stream, epoch); validation has number 1.
+TRAINING_STREAM, NORM_STREAM = 0, 2
 
-Views = tuple['NDArray[np.uint8]', 'NDArray[np.uint8]']
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine from the peak to the final learning rate."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    span = config.learning_rate - config.final_learning_rate
-    return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def make_optimizer(model: BNext, loss: SymmetricInfoNCE, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; decay on float matrices alone: a latent weight is a sign, decay only flips it."""
-    binary = {id(m.weight) for m in model.modules() if isinstance(m, BinaryConv2d)}
-    decayed = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
-        and id(module.weight) not in binary
-    ]
-    ids = {id(parameter) for parameter in decayed}
-    others = [p for p in [*model.parameters(), *loss.parameters()] if id(p) not in ids]
-    groups: list[dict[str, Any]] = [
-        {'params': decayed, 'weight_decay': config.weight_decay},
-        {'params': others, 'weight_decay': 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+# What a resumed run may change: how it is carried out and watched, not what it learns.
+CHANGEABLE = {
+    'data.workers',
+    'data.unreadable',
+    'model.pretrained',  # read at the start alone
+    'run.checkpoint_every',
+    'run.deterministic',
+    'run.device',
+    'run.evaluate_every',
+    'run.norm_steps',
+    'run.tensorboard',
+    'run.threads',
+}
 
 
-def draw_batch(scenes: NDArray[np.uint8], config: TrainConfig, *, stream: int, step: int) -> Views:
-    """Render the tiles and queries of one step from its own random generator."""
-    rng = np.random.default_rng((config.seed, stream, step))
-    count = min(config.scenes_per_step, len(scenes))
-    chosen = rng.choice(len(scenes), count, replace=False)
-    return make_batch(
-        scenes,
-        chosen.tolist(),
-        rng,
-        places=config.places_per_scene,
-        size_px=config.input_px,
-        config=config.views,
-    )
+def train(config: TrainConfig, *, data: Path, out: Path, resume: bool = False) -> dict[str, float]:
+    """Run or resume a training; returns the last figures.
 
-
-def validation_views(scenes: NDArray[np.uint8], config: TrainConfig) -> Views:
-    """Render every validation scene once; the same views at every validation of a run."""
-    rng = np.random.default_rng((config.seed, VALIDATION_STREAM, 0))
-    return make_batch(
-        scenes,
-        range(len(scenes)),
-        rng,
-        places=config.places_per_scene,
-        size_px=config.input_px,
-        config=config.views,
-    )
-
-
-def validate(model: BNext, views: Views, preprocessing: Preprocessing) -> dict[str, float]:
-    """Recall of the validation queries among all validation tiles, and the number of these."""
-    tiles, queries = (embed(model, patches, preprocessing) for patches in views)
-    return {**recall_at(tiles, queries), 'tiles': len(tiles)}
-
-
-def train_step(
-    model: BNext,
-    loss: SymmetricInfoNCE,
-    optimizer: torch.optim.Optimizer,
-    views: Views,
-    preprocessing: Preprocessing,
-    config: TrainConfig,
-) -> float:
-    """One optimiser step on a batch of pairs; returns the loss."""
-    inputs = torch.from_numpy(prepare(np.concatenate(views), preprocessing))
-    with torch.autocast('cpu', torch.bfloat16, enabled=config.bfloat16):
-        features = model(inputs)
-    tiles, queries = F.normalize(features.float()).chunk(2)
-    value: torch.Tensor = loss(tiles, queries)
-    if not torch.isfinite(value):
-        raise ConfigError('the loss is not finite; lower learning_rate')
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    optimizer.step()
-    model.clamp_parameters()
-    return float(value.detach())
-
-
-@torch.no_grad()
-def reestimate_norms(
-    model: BNext, scenes: NDArray[np.uint8], preprocessing: Preprocessing, config: TrainConfig
-) -> None:
-    """Average BatchNorm's statistics over fresh batches, in float32, with the final weights."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    model.train()
-    for step in range(config.norm_steps):
-        views = draw_batch(scenes, config, stream=NORM_STREAM, step=step)
-        model(torch.from_numpy(prepare(np.concatenate(views), preprocessing)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def train(config: TrainConfig, *, data: Path, out: Path, resume: bool) -> dict[str, float]:
-    """Run or resume a training; returns the last validation figures.
-
-    Writes ``config.yaml``, ``history.jsonl`` (a line per validation), ``checkpoint.pt`` (the
-    latest state, for resuming) and at the end ``final.pt`` into `out`.
+    Writes into `out`: ``config.yaml`` (as resolved), ``starts.jsonl`` (when, and from which
+    source revision), ``history.jsonl`` (a line per epoch and per validation), ``tensorboard/``,
+    ``checkpoint.pt`` (the latest state, for resuming) and at the end ``final.pt``.
 
     Raises
     ------
     BiCrossNetError
-        On unusable data, configuration or checkpoint.
+        On unusable data, configuration, teacher or checkpoint, or when a checkpoint cannot be
+        written.
     """
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads)
-    cv2.setNumThreads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    model = make_bnext(config.model)
-    loss = SymmetricInfoNCE(config.temperature)
-    optimizer = make_optimizer(model, loss, config)
-    start, figures = _resume(out, config, model, loss, optimizer) if resume else (0, {})
-    if not resume and (out / 'checkpoint.pt').exists():
-        raise ConfigError(f'{out}: holds a run already; pass --resume or choose another --out')
-    (out / 'config.yaml').write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    with join_team(config.run.device) as team:
+        _prepare_torch(config)
+        state = _open_folder(out, config, resume=resume) if team.leads else None
+        source, held_out = make_sources(config, data)
+        validation = Validation(held_out, config, team) if held_out else None
+        learner = Learner(config, classes=source.names, team=team)
+        trainer = Trainer(config, out, learner, source, validation)
+        trainer.begin(team.share(state))
+        trainer.run()
+        return trainer.finish()
 
-    paths_train, paths_validation = split_scenes(list_scenes(data), holdout=config.holdout)
-    scenes = load_scenes(paths_train, scene_px=config.scene_px)
-    held_out = validation_views(load_scenes(paths_validation, scene_px=config.scene_px), config)
-    preprocessing = Preprocessing(config.input_px, config.input_px)
-    print(
-        f'{len(scenes)} scenes to train on, {len(held_out[0])} places to validate on', flush=True
-    )
 
-    revision = git_revision()
-    began = time.monotonic()
-    for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group['lr'] = learning_rate(step, config)
-        views = draw_batch(scenes, config, stream=TRAINING_STREAM, step=step)
-        value = train_step(model, loss, optimizer, views, preprocessing, config)
-        done, last = step + 1, step + 1 == config.steps
-        if done % config.evaluate_every == 0 or last:
-            figures = {'step': done, **validate(model, held_out, preprocessing)}
-            _log(out, loss=value, **figures)
-        if done % config.checkpoint_every == 0 or last:
-            state = _state(
-                config, model, loss, optimizer, step=done, figures=figures, revision=revision
+class Trainer:
+    """The loop, and what stands around it: logs, validation, checkpoints.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Of the run.
+    out : Path
+        Its folder, as `_open_folder` leaves it.
+    learner : Learner
+        Freshly made.
+    source : PairSource
+        The places to train on.
+    validation : Validation or None
+        The held-out places.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    figures : dict of str to float
+        Of the last validation; empty without one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        learner: Learner,
+        source: PairSource,
+        validation: Validation | None,
+    ) -> None:
+        self.config, self.out, self.learner = config, out, learner
+        self.source, self.validation, self.team = source, validation, learner.team
+        self.per_epoch = steps_per_epoch(source, config.data)
+        self.last_step = config.run.epochs * self.per_epoch
+        self.step = 0
+        self.figures: dict[str, float] = {}
+        self.tally = Tally()
+        self._revision = git_revision() if self.team.leads else ''
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Restore the state of a checkpoint, or start from new (or pretrained) weights.
+
+        Raises
+        ------
+        ConfigError
+            If the checkpoint is of other places, or beyond the end of the run.
+        ModelError
+            If the weights do not fit.
+        """
+        report = ''
+        if state:
+            self._check_same_data(state)
+            self.learner.load_state_dict(state)
+            self.tally.load_state_dict(state['tally'], self.team)
+            self.step, self.figures = int(state['step']), dict(state['figures'])
+        elif self.config.model.pretrained:
+            report = self.learner.load_pretrained()
+        self.team.share_weights(self.learner.network)
+        self.team.share_weights(self.learner.loss)
+        if self.team.leads:
+            self._announce(report)
+
+    def _check_same_data(self, state: dict[str, Any]) -> None:
+        classes, names = tuple(state['classes']), self.source.names
+        if classes != names or state['steps_per_epoch'] != self.per_epoch:
+            odd = sorted(set(classes) ^ set(names))
+            raise ConfigError(
+                f'{self.out}: the run was started on {len(classes)} places, now --data shows '
+                f'{len(names)}{f" ({odd[0]} is in one of them alone)" if odd else ""}; resume '
+                'with the data of the run'
             )
-            save_checkpoint(out / 'checkpoint.pt', state)
-        _progress(
-            done, config.steps, value, figures, pace=(time.monotonic() - began) / (done - start)
+        if int(state['step']) > self.last_step:
+            raise ConfigError(
+                f'{self.out}: the run has done {state["step"]} steps already, run.epochs '
+                f'{self.config.run.epochs} ends at {self.last_step}; ask for more epochs'
+            )
+
+    def _announce(self, report: str) -> None:
+        losses = self.config.losses
+        held_out = self.validation.places if self.validation else 0
+        print(
+            f'{len(self.source.names)} places to train on, {held_out} to validate on; '
+            f'{self.per_epoch} steps an epoch on {self.team.world} x {self.team.device.type}'
+        )
+        if report:
+            print(report)
+        if losses.logit_distillation and not losses.teacher:
+            print('losses.teacher is empty: training without knowledge distillation')
+        start = {
+            'time': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            'git_revision': self._revision,
+            'seed': self.config.run.seed,
+            'step': self.step,
+            'processes': self.team.world,
+            'device': self.team.device.type,
+            'torch': torch.__version__,
+        }
+        with (self.out / 'starts.jsonl').open('a') as file:
+            file.write(json.dumps(start) + '\n')
+
+    def run(self) -> None:
+        """Train from the present step to the last."""
+        run, team, per_epoch = self.config.run, self.team, self.per_epoch
+        stream = batches(
+            self.source,
+            self.config.data,
+            seed=run.seed,
+            stream=TRAINING_STREAM,
+            first_step=self.step,
+            last_step=self.last_step,
+            rank=team.rank,
+            world=team.world,
+        )
+        with self._open_logs() as (log, line):
+            phase, began_s = '', time.monotonic()
+            for batch in stream:
+                if not phase or self.step % per_epoch == 0:
+                    phase = self.learner.begin_epoch(self.step // per_epoch)
+                rates = self.learner.set_rates(self.step / per_epoch)
+                terms = self.learner.step(batch, step=self.step)
+                self.step += 1
+                self.tally.add(terms, images=2 * len(batch.labels), skipped=batch.skipped)
+                self.tally.seconds += time.monotonic() - began_s
+                if line and line.due():
+                    self._show(line, phase)
+                if self.step % per_epoch == 0:
+                    self._end_epoch(log, line, phase=phase, rates=rates)
+                if self.step % run.checkpoint_every == 0 or self.step == self.last_step:
+                    self._save()
+                began_s = time.monotonic()
+
+    @contextmanager
+    def _open_logs(self) -> Iterator[tuple[RunLog | None, ProgressLine | None]]:
+        """Logs of the process that writes; nothing for the others."""
+        if not self.team.leads:
+            yield None, None
+            return
+        log = RunLog(self.out, step=self.step, tensorboard=self.config.run.tensorboard)
+        try:
+            yield log, ProgressLine(first=self.step, last=self.last_step)
+        finally:
+            log.close()
+
+    def _show(self, line: ProgressLine, phase: str) -> None:
+        line.show(
+            self.step,
+            epoch=f'{self.step / self.per_epoch:.1f}/{self.config.run.epochs}',
+            text=_summary(self.tally.means(), self.figures, phase),
+            images_per_s=self.tally.images * self.team.world / self.tally.seconds,
         )
 
-    if config.norm_steps:
-        figures = _keep_better_norms(model, scenes, held_out, preprocessing, config)
-        _log(out, note='after trying BatchNorm re-estimation', **figures)
-    state = _state(
-        config, model, loss, optimizer, step=config.steps, figures=figures, revision=revision
-    )
-    save_checkpoint(out / 'final.pt', state)
-    return figures
+    def _end_epoch(
+        self,
+        log: RunLog | None,
+        line: ProgressLine | None,
+        *,
+        phase: str,
+        rates: dict[str, float],
+    ) -> None:
+        """Log the epoch that is over, and validate if it is time."""
+        means = self.tally.means()
+        images, skipped = self.team.sum_numbers([self.tally.images, self.tally.skipped])
+        when = {'epoch': self.step // self.per_epoch, 'step': self.step}
+        record = {
+            **when,
+            'phase': phase,
+            'loss': means,
+            'learning_rate': rates,
+            'flips': self.learner.flips.rates(),
+            'skipped': int(skipped),
+            'images_per_s': images / max(self.tally.seconds, 1e-9),
+        }
+        self.tally.reset()
+        if log:
+            log.add(record)
+        due = when['epoch'] % self.config.run.evaluate_every == 0 or self.step == self.last_step
+        if not self.validation or not due:
+            return
+        self.figures = self.validation.figures(self.learner.network)
+        if log and line:
+            log.add({**when, 'validation': self.figures})
+            line.say(f'epoch {when["epoch"]} {_summary(means, self.figures, phase)}')
+
+    def _save(self) -> None:
+        """Write the checkpoint; a loss that is not finite ends the run before that."""
+        self.tally.means()
+        skipped = int(self.team.sum_numbers([self.tally.skipped])[0])
+        if not self.team.leads:
+            return
+        state = {
+            **self._record(),
+            **self.learner.state_dict(),
+            'tally': {**self.tally.state_dict(), 'skipped': skipped},
+        }
+        save_checkpoint(self.out / 'checkpoint.pt', state)
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            'config': config_to_dict(self.config),
+            'classes': list(self.source.names),
+            'step': self.step,
+            'epoch': self.step // self.per_epoch,
+            'steps_per_epoch': self.per_epoch,
+            'figures': self.figures,
+            'git_revision': self._revision,
+        }
+
+    def finish(self) -> dict[str, float]:
+        """Choose the final weights, write ``final.pt`` and return the last figures."""
+        variant = self._choose_weights()
+        if self.team.leads:
+            record = {**self._record(), 'variant': variant}
+            network = self.learner.network.state_dict()
+            save_checkpoint(self.out / 'final.pt', {**record, 'network': network})
+            if variant != 'last weights':
+                print(f'final.pt holds the {variant}')
+        return {'step': self.step, 'epoch': self.step // self.per_epoch, **self.figures}
+
+    def _choose_weights(self) -> str:
+        """Leave the best variant in the network, by recall@1; of equal ones the later.
+
+        Variants are the last weights and their average, either also with BatchNorm re-estimated.
+        Without held-out places nothing can be compared: the last variant is taken.
+        """
+        network, best, chosen = self.learner.network, -1.0, ''
+        for variant in self._variants():
+            figures = self.validation.figures(network) if self.validation else {}
+            recall = figures.get('recall_at_1', 0.0)
+            if recall >= best:
+                best, chosen, self.figures = recall, variant, figures
+                kept = {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(kept)
+        return chosen
+
+    def _variants(self) -> Iterator[str]:
+        """Put one variant after the other into the network and tell its name."""
+        average = self.learner.average
+        starts = {'last weights': self.learner.network.state_dict()}
+        starts = {name: {k: v.clone() for k, v in s.items()} for name, s in starts.items()}
+        if average:
+            starts['average of the weights'] = average.state_dict()['average']
+        for name, weights in starts.items():
+            self.learner.network.load_state_dict(weights)
+            yield name
+            if self.config.run.norm_steps:
+                reestimate_norms(self.learner.network, self._norm_batches())
+                yield f'{name} with BatchNorm re-estimated'
+
+    def _norm_batches(self) -> Iterator[Tensor]:
+        stream = batches(
+            self.source,
+            self.config.data,
+            seed=self.config.run.seed,
+            stream=NORM_STREAM,
+            first_step=0,
+            last_step=self.config.run.norm_steps,
+            rank=self.team.rank,
+            world=self.team.world,
+        )
+        for batch in stream:
+            yield self.learner.images(batch)
 
 
-def _keep_better_norms(
-    model: BNext,
-    scenes: NDArray[np.uint8],
-    held_out: Views,
-    preprocessing: Preprocessing,
-    config: TrainConfig,
-) -> dict[str, float]:
-    """Re-estimate BatchNorm; go back to the running averages if recall@1 falls."""
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    figures = validate(model, held_out, preprocessing)
-    reestimate_norms(model, scenes, preprocessing, config)
-    after = validate(model, held_out, preprocessing)
-    if after['recall_at_1'] < figures['recall_at_1']:
-        model.load_state_dict(before)
-        after = figures
-    return {'step': config.steps, **after}
+def _prepare_torch(config: TrainConfig) -> None:
+    """Set torch's global switches."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    cv2.setNumThreads(1)
+    if config.run.deterministic:
+        # cuBLAS reads it when it starts; without it torch refuses to be deterministic.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    torch.backends.cudnn.benchmark = not config.run.deterministic
 
 
-def _state(
-    config: TrainConfig,
-    model: BNext,
-    loss: SymmetricInfoNCE,
-    optimizer: torch.optim.Optimizer,
-    *,
-    step: int,
-    figures: dict[str, float],
-    revision: str,
-) -> dict[str, Any]:
-    return {
-        'config': asdict(config),
-        'model': model.state_dict(),
-        'loss': loss.state_dict(),
-        'optimizer': optimizer.state_dict(),
-        'step': step,
-        'figures': figures,
-        'git_revision': revision,
-    }
+def _open_folder(out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
+    """Make the folder of a run; with `resume`, return its checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds another run.
+    """
+    path = out / 'checkpoint.pt'
+    if not resume and path.exists():
+        raise ConfigError(f'{out}: holds a run already; pass --resume or choose another --out')
+    state = load_checkpoint(path) if resume else None
+    if state:
+        _check_same_run(out, state['config'], config)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'config.yaml').write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    return state
 
 
-def _resume(
-    out: Path,
-    config: TrainConfig,
-    model: BNext,
-    loss: SymmetricInfoNCE,
-    optimizer: torch.optim.Optimizer,
-) -> tuple[int, dict[str, float]]:
-    """Restore the latest state; of its configuration, only `CHANGEABLE` may differ."""
-    state = load_checkpoint(out / 'checkpoint.pt')
-    wanted = {key: value for key, value in asdict(config).items() if key not in CHANGEABLE}
-    changed = [key for key in wanted if wanted[key] != state['config'].get(key)]
+def _check_same_run(out: Path, found: dict[str, Any], config: TrainConfig) -> None:
+    """Refuse to resume with a configuration that differs in more than `CHANGEABLE`."""
+    before, now = _flat(found), _flat(config_to_dict(config))
+    # A cosine ends with the run; the other schedules do not know its length.
+    free = CHANGEABLE | (set() if config.optimizer.schedule == 'cosine' else {'run.epochs'})
+    changed = [key for key in now if key not in free and now[key] != before.get(key)]
     if changed:
+        what = '; '.join(f'{key} was {before.get(key)!r}, now {now[key]!r}' for key in changed)
         raise ConfigError(
-            f'{out}: the run was started with another {", ".join(changed)}; resume with its own '
-            'config.yaml or start a new run in another --out'
+            f'{out}: the run was started with another configuration ({what}); resume with '
+            f'{out / "config.yaml"} or start a new run in another --out'
         )
-    model.load_state_dict(state['model'])
-    loss.load_state_dict(state['loss'])
-    optimizer.load_state_dict(state['optimizer'])
-    return int(state['step']), dict(state['figures'])
 
 
-def _log(out: Path, **values: Any) -> None:
-    line = json.dumps(values)
-    with (out / 'history.jsonl').open('a') as file:
-        file.write(line + '\n')
-    print(line, flush=True)
+def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return nested values by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
-def _progress(
-    done: int, total: int, value: float, figures: dict[str, float], *, pace: float
-) -> None:
-    recall = f'{figures["recall_at_1"]:.3f}' if figures else '-'
-    left_min = (total - done) * pace / 60
-    print(
-        f'step {done}/{total} loss {value:.3f} recall@1 {recall} '
-        f'{pace:.2f} s/step, {left_min:.0f} min left',
-        flush=True,
-    )
+def _summary(means: dict[str, float], figures: dict[str, float], phase: str) -> str:
+    loss = f'{means["total"]:.3f}' if means else '-'
+    recall = f' recall@1 {figures["recall_at_1"]:.3f}' if figures else ''
+    return f'({phase}) loss {loss}{recall}'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog='python -m training.train', description=__doc__)
-    parser.add_argument('--config', type=Path, required=True, help='YAML file of TrainConfig')
-    parser.add_argument('--data', type=Path, required=True, help='folder of aerial scenes')
+    parser = argparse.ArgumentParser(
+        prog='python -m training.train',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', type=Path, help='YAML file; see training/configs')
+    parser.add_argument('--data', type=Path, required=True, help='folder of the data set')
     parser.add_argument('--out', type=Path, required=True, help='folder for checkpoints and logs')
     parser.add_argument('--resume', action='store_true', help='go on from OUT/checkpoint.pt')
+    parser.add_argument(
+        '--set',
+        action='extend',
+        nargs='+',
+        default=[],
+        metavar='SECTION.KEY=VALUE',
+        help='change the configuration',
+    )
     options = parser.parse_args(arguments)
     try:
-        config = load_config(options.config)
+        config = with_changes(load_config(options.config), options.set)
         figures = train(config, data=options.data, out=options.out, resume=options.resume)
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    print(json.dumps(figures))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f'error: {options.out}: {error.strerror}; make room, then go on with --resume',
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f'interrupted; go on with --resume --out {options.out}', file=sys.stderr)
+        return 130
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(json.dumps(figures))
     return 0
 
 

@@ -1,0 +1,286 @@
+"""What learns: network, loss, teacher, optimisers, and one step of theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bicrossnet_ros.errors import ConfigError, ModelError
+from bicrossnet_ros.preprocess import Preprocessing
+from training.averaging import WeightAverage
+from training.checkpoint import network_from_checkpoint
+from training.data.loader import normalise
+from training.flips import FlipCounter
+from training.losses import TotalLoss
+from training.models.network import Outputs, make_network
+from training.models.partition import binary_layers
+from training.models.pretrained import load_backbone
+from training.optimizers import learning_rates, make_optimizers, set_learning_rates
+from training.unfreezing import apply_phase, phase_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.config import TrainConfig
+    from training.data.loader import Batch
+    from training.distributed import Team
+    from training.models.network import GeoNetwork
+
+PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+class Learner:
+    """A network and all that changes it.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Of the run.
+    classes : tuple of str
+        Names of the places, in the order of their labels.
+    team : Team
+        The processes of the run.
+
+    Raises
+    ------
+    BiCrossNetError
+        If the teacher or the pretrained weights cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig, *, classes: tuple[str, ...], team: Team) -> None:
+        self.config, self.classes, self.team = config, classes, team
+        device = team.device
+        if config.run.precision == 'float16' and device.type != 'cuda':
+            raise ConfigError('run.precision is float16, which needs a GPU; use bfloat16')
+        torch.manual_seed(config.run.seed)
+        self.network = make_network(config.model, classes=len(classes)).to(device)
+        self.teacher = _open_teacher(config, classes)
+        self.loss = TotalLoss(
+            config.losses,
+            embedding_dim=self.network.embedding_dim,
+            teacher_dim=self.teacher.embedding_dim if self.teacher else None,
+        ).to(device)
+        if self.teacher:
+            self.teacher.to(device)
+        if config.run.sync_norms:
+            team.synchronise_norms(self.network)
+        self.optimizers = make_optimizers(self.network, self.loss, config.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.precision == 'float16')
+        self.flips = FlipCounter(binary_layers(self.network))
+        self.average = self._new_average()
+        self.preprocessing = Preprocessing(config.model.input_px, config.model.input_px)
+        self._stages = len(self.network.backbone.stages())
+
+    def _new_average(self) -> WeightAverage | None:
+        decay = self.config.run.average_decay
+        return WeightAverage(self.network, decay) if decay else None
+
+    def load_pretrained(self) -> str:
+        """Take the backbone of ``model.pretrained``; returns what fitted and what did not."""
+        path = _existing(self.config.model.pretrained, 'model.pretrained')
+        report = load_backbone(self.network.backbone, path)
+        # Both remember weights, and should remember these.
+        self.flips = FlipCounter(binary_layers(self.network))
+        self.average = self._new_average()
+        return str(report)
+
+    def begin_epoch(self, epoch: int) -> str:
+        """Freeze, thaw and cool what this epoch wants; returns the name of the phase."""
+        phase = phase_of(self.config.unfreezing, epoch, self._stages)
+        apply_phase(self.network, phase)
+        self.loss.train()
+        decay = self.config.model.temperature_decay
+        # At temperature 0 a binary weight is a sign; at 1 it is its clamped latent.
+        self.network.set_temperature(decay**epoch if decay < 1 else 0.0)
+        return phase.name
+
+    def set_rates(self, epoch: float) -> dict[str, float]:
+        """Set the learning rates of a moment, in epochs, and return them."""
+        config = self.config
+        rates = learning_rates(
+            config.optimizer, config.unfreezing, epoch=epoch, epochs=config.run.epochs
+        )
+        set_learning_rates(self.optimizers, rates)
+        return {name: rates[name] for name in self.optimizers}
+
+    def step(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
+        """Learn from this process's share of the global batch of a step.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The terms of the loss of the global batch; empty if so many places were left out that
+            nothing can be compared.
+        """
+        # Dropout follows from (seed, step, rank) alone, so a resumed run drops the same.
+        key = np.random.SeedSequence((self.config.run.seed, step, self.team.rank))
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]) >> 1)
+        labels = self.team.gather_labels(batch.labels.to(self.team.device, non_blocking=True))
+        if len(labels) < 2:
+            return {}
+        terms: dict[str, Tensor] = self.loss(*self._global_outputs(batch, labels))
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms['total']).backward()
+        self._apply_gradients()
+        self.network.clamp_parameters()
+        if self.average:
+            self.average.update()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def images(self, batch: Batch) -> Tensor:
+        """Return the network's input for a batch: float32 (2 N, 3, S, S), satellites first."""
+        views = [
+            view.to(self.team.device, non_blocking=True) for view in (batch.satellite, batch.drone)
+        ]
+        return normalise(torch.cat(views), self.preprocessing)
+
+    def _global_outputs(
+        self, batch: Batch, labels: Tensor
+    ) -> tuple[Outputs, Outputs, Tensor, tuple[Outputs, Outputs] | None]:
+        """Run network and teacher on our share; return what the loss takes, of all shares.
+
+        Both views pass together: BatchNorm then sees the mixture that it sees in use.
+        """
+        images = self.images(batch)
+        device = images.device
+        precision = PRECISIONS[self.config.run.precision]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            networks = [self.network(images)]
+            if self.teacher:
+                with torch.no_grad():
+                    networks.append(self.teacher(images))
+        halves = [half for outputs in networks for half in _halves(outputs)]
+        rows = iter(self.team.gather_rows([t for half in halves for t in _tensors(half)]))
+        joined = [_like(half, rows) for half in halves]
+        teacher = (joined[2], joined[3]) if self.teacher else None
+        return joined[0], joined[1], labels, teacher
+
+    def _apply_gradients(self) -> None:
+        # What has no gradient (frozen, or touched by no loss) is passed over by an optimiser;
+        # one that has none at all is passed over here, because the scaler insists on some.
+        active = [o for o in self.optimizers.values() if _has_gradient(o)]
+        self.team.sum_gradients(self.network.parameters())
+        # All processes computed the whole gradient of the loss's own parameters: their mean.
+        own = list(self.loss.parameters())
+        self.team.sum_gradients(own)
+        for parameter in own:
+            if parameter.grad is not None:
+                parameter.grad /= self.team.world
+        for optimizer in active:
+            self.scaler.unscale_(optimizer)
+        if self.config.optimizer.clip_norm:
+            trained = [*self.network.parameters(), *own]
+            nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm)
+        for optimizer in active:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs."""
+        return {
+            'network': self.network.state_dict(),
+            'loss': self.loss.state_dict(),
+            'optimizers': {name: o.state_dict() for name, o in self.optimizers.items()},
+            'scaler': self.scaler.state_dict(),
+            'average': self.average.state_dict() if self.average else None,
+            'flips': self.flips.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises
+        ------
+        ModelError
+            If the weights are of another network.
+        """
+        try:
+            self.network.load_state_dict(state['network'])
+            self.loss.load_state_dict(state['loss'])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state['optimizers'][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f'the checkpoint does not fit this network ({error}); resume with the version '
+                'and the config.yaml that wrote it'
+            ) from error
+        self.scaler.load_state_dict(state['scaler'])
+        self.flips.load_state_dict(state['flips'])
+        if self.average:
+            self.average.load_state_dict(state['average'])
+
+
+def _open_teacher(config: TrainConfig, classes: tuple[str, ...]) -> GeoNetwork | None:
+    """Load the teacher, frozen, and see that its logits mean the student's classes."""
+    if not config.losses.teacher:
+        return None
+    path = _existing(config.losses.teacher, 'losses.teacher')
+    teacher = network_from_checkpoint(path)
+    teacher.requires_grad_(False)
+    if config.losses.logit_distillation:
+        _check_teacher(teacher, path, config, classes)
+    return teacher
+
+
+def _check_teacher(
+    teacher: GeoNetwork, path: Path, config: TrainConfig, classes: tuple[str, ...]
+) -> None:
+    remedy = (
+        'train the teacher on the same places (data, data.height_m, data.holdout), or set '
+        'losses.logit_distillation: 0'
+    )
+    if teacher.branches is None or not config.model.branches:
+        which = 'the teacher' if teacher.branches is None else 'the student'
+        raise ModelError(
+            f'losses.logit_distillation is {config.losses.logit_distillation}, but {which} has no '
+            'branches and hence no logits; set model.branches: true or '
+            'losses.logit_distillation: 0'
+        )
+    if len(teacher.classes) != len(classes):
+        raise ModelError(
+            f'{path}: the teacher knows {len(teacher.classes)} places, the student '
+            f'{len(classes)}; {remedy}'
+        )
+    for label, (theirs, ours) in enumerate(zip(teacher.classes, classes, strict=True)):
+        if theirs != ours:
+            raise ModelError(
+                f"{path}: the teacher's class {label} is {theirs!r}, the student's {ours!r}; "
+                f'{remedy}'
+            )
+
+
+def _existing(path: str, key: str) -> Path:
+    if not Path(path).is_file():
+        raise ConfigError(
+            f'{key} is {path}, but there is no such file (seen from {Path.cwd()}); put it there '
+            f'or give another path with --set {key}=PATH'
+        )
+    return Path(path)
+
+
+def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group['params'])
+
+
+def _tensors(outputs: Outputs) -> list[Tensor]:
+    return [outputs.embedding, *outputs.features, *outputs.logits]
+
+
+def _halves(outputs: Outputs) -> list[Outputs]:
+    """Split the outputs of [satellite, drone] images, as float32, into those of either."""
+    pairs = [tensor.float().chunk(2) for tensor in _tensors(outputs)]
+    return [_like(outputs, iter([pair[view] for pair in pairs])) for view in (0, 1)]
+
+
+def _like(outputs: Outputs, rows: Any) -> Outputs:
+    """Make outputs of the same number of features and logits from the next tensors of `rows`."""
+    return Outputs(
+        next(rows),
+        tuple(next(rows) for _ in outputs.features),
+        tuple(next(rows) for _ in outputs.logits),
+    )
