@@ -133,12 +133,13 @@ def reestimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
         # None: torch averages all batches alike.
         norm.momentum = None
         norm.train()
-    count = 0
+    empty = True
     try:
-        for count, batch in enumerate(batches, 1):
+        for batch in batches:
+            empty = False
             with torch.autocast(batch.device.type, enabled=False):
                 network(batch.float())
-        if not count:
+        if empty:
             raise ConfigError(
                 'there is no batch to re-estimate BatchNorm with; expected at least one full '
                 'batch of places'
