@@ -8,22 +8,28 @@ and divided by sqrt(3). A model file (``.safetensors``, ``.onnx``) holds no bran
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from bicrossnet_ros.encoder import open_encoder
-from bicrossnet_ros.engine.model_file import file_sha256
+from bicrossnet_ros.engine.model_file import (
+    METADATA_KEY,
+    ModelMetadata,
+    file_sha256,
+    read_model,
+)
 from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
-from bicrossnet_ros.preprocess import Preprocessing, check_patches, prepare, resize
+from bicrossnet_ros.preprocess import Preprocessing, check_patches, prepare
+from bicrossnet_ros.preprocess import resize as resize_deployed
+from training.config import TrainConfig, config_from_dict
+from training.decoding import cores, decode_ahead, resize_bicubic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,12 +37,12 @@ if TYPE_CHECKING:
 
     from training.models.network import Outputs
 
-BATCH = 128
+BATCH = 64
 FEATURES = ('backbone', 'branches')
 RESIZES = ('deployed', 'bicubic')
-AHEAD = 2  # batches that are decoded before they are needed
 
 Vectors = dict[str, 'NDArray[np.float32]']
+Forward = Callable[['NDArray[np.uint8]'], Vectors]
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,14 @@ class PathEmbeddings:
         Which of the given paths they belong to, ascending.
     unreadable : tuple of str
         A message for each of the others.
+    different : int
+        Number of different contents among the M files.
     """
 
     vectors: Vectors
     rows: NDArray[np.int64]
     unreadable: tuple[str, ...]
+    different: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,10 @@ class Embedder:
         How images are prepared.
     resize : str
         'deployed': the rule of `preprocessing`; 'bicubic': the paper's, antialiased.
+    backbone : str or None
+        Its name among `training.models.names.BACKBONES`; None if the file does not tell.
+    config : TrainConfig or None
+        How it was trained; None if the file does not tell.
     """
 
     path: Path
@@ -82,26 +95,25 @@ class Embedder:
     features: tuple[str, ...]
     preprocessing: Preprocessing
     resize: str
-    _forward: Callable[[NDArray[np.uint8]], Vectors] = field(repr=False)
+    backbone: str | None
+    config: TrainConfig | None
+    _forward: Forward = field(repr=False)
 
     def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed RGB images (N, H, W, 3); returns the first feature, (N, D) of unit length.
+        """Embed RGB images (N, H, W, 3), N >= 1; returns the first feature, (N, D), unit length.
 
         Raises
         ------
         ImageError
-            If the dtype or the shape is another one.
+            If the dtype or the shape is another one, or there is no image.
         """
         check_patches(images)
+        if not len(images):
+            raise ImageError('no images were given; expected at least one')
         batches = [
             self._forward(np.stack([self._resized(image) for image in images[i : i + BATCH]]))
-            for i in range(0, max(1, len(images)), BATCH)
-            if len(images)
+            for i in range(0, len(images), BATCH)
         ]
-        if not batches:
-            size = self.preprocessing.input_height_px, self.preprocessing.input_width_px
-            blank = self._forward(np.zeros((1, *size, 3), np.uint8))
-            return blank[self.features[0]][:0]
         return np.concatenate([batch[self.features[0]] for batch in batches])
 
     def embed_paths(
@@ -113,6 +125,9 @@ class Embedder:
         workers: int | None = None,
     ) -> PathEmbeddings:
         """Embed image files; threads decode ahead of the network.
+
+        Files of equal content, as the benchmarks' queries and galleries hold many, are decoded
+        and embedded once.
 
         Parameters
         ----------
@@ -136,65 +151,55 @@ class Embedder:
         if unreadable not in ('fail', 'skip'):
             raise ConfigError(f'unreadable is {unreadable!r}; expected fail or skip')
         parts: list[Vectors] = []
-        rows: list[int] = []
-        messages: list[str] = []
         images: list[NDArray[np.uint8]] = []
-        with tqdm(total=len(paths), disable=not progress, unit='image') as bar:
-            for row, image in enumerate(self._decoded(paths, workers or _cores())):
+        number: dict[bytes, int] = {}  # of each content that could be decoded
+        errors: dict[bytes, tuple[int, ImageError]] = {}
+        contents: list[bytes] = []
+        files = decode_ahead(paths, self._resized, ahead=2 * BATCH, workers=workers)
+        bar = tqdm(total=len(paths), disable=not progress, unit='image')
+        with bar, closing(files):
+            for row, (content, image) in enumerate(files):
                 bar.update()
+                contents.append(content)
                 if isinstance(image, ImageError):
                     if unreadable == 'fail':
                         raise image
-                    messages.append(str(image))
-                    continue
-                rows.append(row)
-                images.append(image)
+                    errors[content] = row, image
+                elif image is not None:
+                    number[content] = len(number)
+                    images.append(image)
                 if len(images) == BATCH:
                     parts.append(self._forward(np.stack(images)))
                     images = []
         if images:
             parts.append(self._forward(np.stack(images)))
+        messages = [
+            str(error) if row == first else f'{paths[row]}: equal to another: {error}'
+            for row, content in enumerate(contents)
+            if content in errors
+            for first, error in [errors[content]]
+        ]
         if not parts:
-            reason = messages[0] if messages else 'no images were given'
+            reason = messages[0] if messages else 'no paths were given'
             raise ImageError(f'none of {len(paths)} images could be embedded: {reason}')
-        vectors = {name: np.concatenate([part[name] for part in parts]) for name in self.features}
-        return PathEmbeddings(vectors, np.asarray(rows, np.int64), tuple(messages))
-
-    def _decoded(
-        self, paths: Sequence[Path], workers: int
-    ) -> Iterator[NDArray[np.uint8] | ImageError]:
-        """Yield each image resized to the input, or its error, in the order of the paths."""
-        waiting: deque[Any] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for path in paths:
-                    waiting.append(pool.submit(self._load, path))
-                    if len(waiting) > AHEAD * BATCH:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def _load(self, path: Path) -> NDArray[np.uint8] | ImageError:
-        from training.data.images import read_image
-
-        try:
-            return self._resized(read_image(path))
-        except ImageError as error:
-            return error
+        rows = [row for row, content in enumerate(contents) if content in number]
+        order = [number[contents[row]] for row in rows]
+        vectors = {
+            name: np.concatenate([part[name] for part in parts])[order] for name in self.features
+        }
+        return PathEmbeddings(vectors, np.asarray(rows, np.int64), tuple(messages), len(number))
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self.resize == 'deployed':
-            return resize(image, self.preprocessing)
+            return resize_deployed(image, self.preprocessing)
         size = self.preprocessing.input_height_px, self.preprocessing.input_width_px
-        return image if image.shape[:2] == size else resize_bicubic(image, *size)
+        return resize_bicubic(image, *size)
 
 
 def open_embedder(
     path: str | Path,
     *,
-    feature: str | tuple[str, ...] = 'backbone',
+    feature: str | tuple[str, ...] | None = 'backbone',
     device: str = 'auto',
     resize: str = 'deployed',
 ) -> Embedder:
@@ -204,8 +209,9 @@ def open_embedder(
     ----------
     path : str or Path
         A checkpoint ``.pt`` of this project, or a model file ``.safetensors`` or ``.onnx``.
-    feature : str or tuple of str
-        One or more of `FEATURES`; several cost one pass.
+    feature : str, tuple of str or None
+        One or more of `FEATURES`, several at the cost of one decoding; None: all that the file
+        has.
     device : str
         'auto' (the GPU if there is one), 'cpu' or 'cuda'; model files run on the CPU.
     resize : str
@@ -220,27 +226,19 @@ def open_embedder(
         If an option is impossible.
     """
     path = Path(path)
-    features = (feature,) if isinstance(feature, str) else tuple(feature)
-    unknown = sorted(set(features) - set(FEATURES))
-    if unknown or not features:
+    features = (feature,) if isinstance(feature, str) else feature
+    if features is not None and (not features or set(features) - set(FEATURES)):
         raise ConfigError(f'feature is {feature!r}; expected one of {", ".join(FEATURES)}')
     if resize not in RESIZES:
         raise ConfigError(f'resize is {resize!r}; expected one of {", ".join(RESIZES)}')
     if path.suffix in ('.safetensors', '.onnx'):
-        return _from_model_file(path, features, resize)
+        return _from_model_file(path, features or ('backbone',), resize)
     if path.suffix == '.pt':
-        return _from_checkpoint(path, features, resize, device)
+        return _from_checkpoint(path, features, resize, _device(device))
     kind = 'a folder' if path.is_dir() else f'a {path.suffix or "nameless"} file'
     raise ModelError(
         f'{path}: {kind}; expected a checkpoint .pt or a model file .safetensors or .onnx'
     )
-
-
-def resize_bicubic(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize RGB (H, W, 3) bicubically, antialiased where it shrinks, as torchvision does PIL."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @torch.no_grad()
@@ -278,33 +276,68 @@ def _from_model_file(path: Path, features: tuple[str, ...], resize: str) -> Embe
             f'{path}: a model file holds no branches, they are not deployed; evaluate the '
             'checkpoint (.pt) or use the feature backbone'
         )
-    encoder = open_encoder(path, threads=_cores())
+    encoder = open_encoder(path, threads=cores())
 
     def forward(images: NDArray[np.uint8]) -> Vectors:
         return {'backbone': encoder.encode(images)}
 
-    return Embedder(path, encoder.model_id, features, encoder.preprocessing, resize, forward)
+    backbone, config = _provenance(path)
+    return Embedder(
+        path,
+        encoder.model_id,
+        features,
+        encoder.preprocessing,
+        resize,
+        backbone,
+        config,
+        forward,
+    )
 
 
-def _from_checkpoint(path: Path, features: tuple[str, ...], resize: str, device: str) -> Embedder:
-    from training.checkpoint import load_checkpoint, network_from_checkpoint
+def _provenance(path: Path) -> tuple[str | None, TrainConfig | None]:
+    """Return backbone and configuration of a model file, as far as it tells."""
+    from training.models.bnext import CHANNELS
+
+    if path.suffix == '.safetensors':
+        metadata = read_model(path).metadata
+    else:
+        import onnx
+
+        model = onnx.load(path, load_external_data=False)
+        entries = {entry.key: entry.value for entry in model.metadata_props}
+        metadata = ModelMetadata.from_json(entries[METADATA_KEY], source=str(path))
+    names = [
+        f'bnext_{size}' for size, channels in CHANNELS.items() if channels == metadata.channels
+    ]
+    try:
+        record = metadata.training.get('config')
+        config = config_from_dict(record, source=str(path)) if record else None
+    except ConfigError:  # of an older version: nothing to compare with, but a model all the same
+        config = None
+    return (names[0] if names else None), config
+
+
+def _from_checkpoint(
+    path: Path, features: tuple[str, ...] | None, resize: str, device: torch.device
+) -> Embedder:
+    from training.checkpoint import checkpoint_config, load_checkpoint, network_from_state
     from training.data.loader import normalise
 
-    config = load_checkpoint(path)['config']
-    network = network_from_checkpoint(path)
+    state = load_checkpoint(path)
+    config = checkpoint_config(state, source=path)
+    network = network_from_state(state, source=path).to(device).eval()
+    if features is None:
+        features = FEATURES if network.branches is not None else ('backbone',)
     if 'branches' in features and network.branches is None:
         raise ModelError(
             f'{path}: was trained without branches (model.branches: false); use the feature '
             'backbone'
         )
-    where = _device(device)
-    network.to(where).eval()
-    side = int(config['model']['input_px'])
-    preprocessing = Preprocessing(side, side)
+    preprocessing = Preprocessing(config.model.input_px, config.model.input_px)
 
     @torch.no_grad()
     def forward(images: NDArray[np.uint8]) -> Vectors:
-        inputs = normalise(torch.from_numpy(images).to(where), preprocessing)
+        inputs = normalise(torch.from_numpy(images).to(device), preprocessing)
         outputs = network(inputs)
         vectors = {}
         if 'backbone' in features:
@@ -313,7 +346,16 @@ def _from_checkpoint(path: Path, features: tuple[str, ...], resize: str, device:
             vectors['branches'] = branch_feature(outputs, network(inputs.flip(3)))
         return {name: vector.float().cpu().numpy() for name, vector in vectors.items()}
 
-    return Embedder(path, file_sha256(path), features, preprocessing, resize, forward)
+    return Embedder(
+        path,
+        file_sha256(path),
+        features,
+        preprocessing,
+        resize,
+        config.model.name,
+        config,
+        forward,
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -322,7 +364,3 @@ def _device(name: str) -> torch.device:
     if name == 'cuda' and not torch.cuda.is_available():
         raise ConfigError('device is cuda but there is no usable GPU; choose auto or cpu')
     return torch.device('cuda' if name != 'cpu' and torch.cuda.is_available() else 'cpu')
-
-
-def _cores() -> int:
-    return min(16, len(os.sched_getaffinity(0)))
