@@ -29,13 +29,20 @@ from bicrossnet_ros.engine.model_file import (
 )
 from bicrossnet_ros.errors import BiCrossNetError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
-from training.checkpoint import git_revision, load_checkpoint
-from training.models import CHANNELS, BNext, make_bnext
+from training.checkpoint import (
+    checkpoint_config,
+    git_revision,
+    load_checkpoint,
+    network_from_state,
+)
+from training.models import CHANNELS, BNext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from training.config import TrainConfig
 
 
 def model_tensors(network: BNext) -> dict[str, NDArray[Any]]:
@@ -79,23 +86,56 @@ def make_model(network: BNext, *, name: str, input_px: int, training: dict[str, 
 
 
 def from_checkpoint(path: Path, *, name: str, record: dict[str, Any]) -> Model:
-    """Pack the network of a checkpoint; `record` is added to its training record."""
+    """Pack the backbone of a checkpoint; `record` is added to its training record.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint cannot be used, or its backbone has no place in a model file.
+    """
     state = load_checkpoint(path)
-    config = state['config']
-    network = make_bnext(config['model'])
-    network.load_state_dict(state['model'])
-    pairs = config['scenes_per_step'] * config['places_per_scene']
+    config = checkpoint_config(state, source=path)
+    backbone = network_from_state(state, source=path).backbone
+    if not isinstance(backbone, BNext):
+        sizes = ', '.join(f'bnext_{size}' for size in CHANNELS)
+        raise ModelError(
+            f'{path}: its backbone is {config.model.name}, but a model file holds a BNext '
+            f'({sizes}); only such a network flies'
+        )
     training = {
         **record,
-        'recipe': 'symmetric InfoNCE between two augmented views of one place (training.train)',
-        'config': config,
-        'seed': config['seed'],
+        'recipe': _recipe(config),
+        'config': state['config'],
+        'seed': config.run.seed,
         'git_revision': state['git_revision'],
         'steps': state['step'],
-        'images_seen': state['step'] * pairs * 2,
+        'epochs': state['epoch'],
+        'places': len(state['classes']),
+        'images_seen': state['step'] * config.data.places_per_step * 2,
         'validation': state['figures'],
+        'weights': state.get('variant', 'last weights'),
     }
-    return make_model(network, name=name, input_px=config['input_px'], training=training)
+    return make_model(backbone, name=name, input_px=config.model.input_px, training=training)
+
+
+def _recipe(config: TrainConfig) -> str:
+    """Say in a line what was trained on what."""
+    losses = config.losses
+    terms = [
+        f'{name} x {weight:g}'
+        for name in (
+            'cross_entropy',
+            'triplet',
+            'info_nce',
+            'logit_distillation',
+            'feature_distillation',
+        )
+        if (weight := getattr(losses, name)) and ('distillation' not in name or losses.teacher)
+    ]
+    return (
+        f'training.train on {config.data.source}: {" + ".join(terms)}; '
+        f'unfreezing {config.unfreezing.strategy}, optimiser {config.optimizer.strategy}'
+    )
 
 
 def untrained(like: str, *, name: str, input_px: int, seed: int) -> Model:
