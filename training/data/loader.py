@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ def batches(
     loader: DataLoader[Batch] = DataLoader(
         steps,
         batch_size=None,
-        sampler=range(first_step, last_step),  # type: ignore[arg-type]
+        sampler=range(first_step, last_step),
         num_workers=config.workers,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),

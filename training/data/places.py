@@ -1,4 +1,4 @@
-"""What training and retrieval tests are made of: places seen twice, and who searches among whom."""
+"""What training and tests are made of: places seen twice, and who searches among whom."""
 
 from __future__ import annotations
 
