@@ -23,42 +23,27 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import torch
-import yaml
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
-from training.averaging import reestimate_norms
-from training.checkpoint import git_revision, load_checkpoint, save_checkpoint
+from training.checkpoint import git_revision, save_checkpoint
 from training.config import TrainConfig, config_to_dict, load_config, with_changes
 from training.data.loader import batches, steps_per_epoch
 from training.data.sources import make_sources
 from training.distributed import join_team
+from training.final_weights import choose_weights
 from training.learner import Learner
 from training.progress import ProgressLine, RunLog, Tally
+from training.run_folder import open_folder
 from training.validation import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
-
     from training.data.places import PairSource
 
-# Streams of random numbers that never meet: (seed, stream, epoch); validation has number 1.
-TRAINING_STREAM, NORM_STREAM = 0, 2
-
-# What a resumed run may change: how it is carried out and watched, not what it learns.
-CHANGEABLE = {
-    'data.workers',
-    'data.unreadable',
-    'model.pretrained',  # read at the start alone
-    'run.checkpoint_every',
-    'run.deterministic',
-    'run.device',
-    'run.evaluate_every',
-    'run.norm_steps',
-    'run.tensorboard',
-    'run.threads',
-}
+# Streams of random numbers that never meet: (seed, stream, epoch). Validation has number 1, the
+# re-estimation of BatchNorm 2.
+TRAINING_STREAM = 0
 
 
 def train(config: TrainConfig, *, data: Path, out: Path, resume: bool = False) -> dict[str, float]:
@@ -76,7 +61,7 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool = False) -
     """
     with join_team(config.run.device) as team:
         _prepare_torch(config)
-        state = _open_folder(out, config, resume=resume) if team.leads else None
+        state = open_folder(out, config, resume=resume) if team.leads else None
         source, held_out = make_sources(config, data)
         validation = Validation(held_out, config, team) if held_out else None
         learner = Learner(config, classes=source.names, team=team)
@@ -94,7 +79,7 @@ class Trainer:
     config : TrainConfig
         Of the run.
     out : Path
-        Its folder, as `_open_folder` leaves it.
+        Its folder, as `open_folder` leaves it.
     learner : Learner
         Freshly made.
     source : PairSource
@@ -297,7 +282,8 @@ class Trainer:
 
     def finish(self) -> dict[str, float]:
         """Choose the final weights, write ``final.pt`` and return the last figures."""
-        variant = self._choose_weights()
+        variant, figures = choose_weights(self.learner, self.source, self.validation)
+        self.figures = figures
         if self.team.leads:
             record = {**self._record(), 'variant': variant}
             network = self.learner.network.state_dict()
@@ -305,50 +291,6 @@ class Trainer:
             if variant != 'last weights':
                 print(f'final.pt holds the {variant}')
         return {'step': self.step, 'epoch': self.step // self.per_epoch, **self.figures}
-
-    def _choose_weights(self) -> str:
-        """Leave the best variant in the network, by recall@1; of equal ones the later.
-
-        Variants are the last weights and their average, either also with BatchNorm re-estimated.
-        Without held-out places nothing can be compared: the last variant is taken.
-        """
-        network, best, chosen = self.learner.network, -1.0, ''
-        for variant in self._variants():
-            figures = self.validation.figures(network) if self.validation else {}
-            recall = figures.get('recall_at_1', 0.0)
-            if recall >= best:
-                best, chosen, self.figures = recall, variant, figures
-                kept = {name: value.clone() for name, value in network.state_dict().items()}
-        network.load_state_dict(kept)
-        return chosen
-
-    def _variants(self) -> Iterator[str]:
-        """Put one variant after the other into the network and tell its name."""
-        average = self.learner.average
-        starts = {'last weights': self.learner.network.state_dict()}
-        starts = {name: {k: v.clone() for k, v in s.items()} for name, s in starts.items()}
-        if average:
-            starts['average of the weights'] = average.state_dict()['average']
-        for name, weights in starts.items():
-            self.learner.network.load_state_dict(weights)
-            yield name
-            if self.config.run.norm_steps:
-                reestimate_norms(self.learner.network, self._norm_batches())
-                yield f'{name} with BatchNorm re-estimated'
-
-    def _norm_batches(self) -> Iterator[Tensor]:
-        stream = batches(
-            self.source,
-            self.config.data,
-            seed=self.config.run.seed,
-            stream=NORM_STREAM,
-            first_step=0,
-            last_step=self.config.run.norm_steps,
-            rank=self.team.rank,
-            world=self.team.world,
-        )
-        for batch in stream:
-            yield self.learner.images(batch)
 
 
 def _prepare_torch(config: TrainConfig) -> None:
@@ -361,50 +303,6 @@ def _prepare_torch(config: TrainConfig) -> None:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(config.run.deterministic)
     torch.backends.cudnn.benchmark = not config.run.deterministic
-
-
-def _open_folder(out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
-    """Make the folder of a run; with `resume`, return its checkpoint.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds another run.
-    """
-    path = out / 'checkpoint.pt'
-    if not resume and path.exists():
-        raise ConfigError(f'{out}: holds a run already; pass --resume or choose another --out')
-    state = load_checkpoint(path) if resume else None
-    if state:
-        _check_same_run(out, state['config'], config)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'config.yaml').write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
-    return state
-
-
-def _check_same_run(out: Path, found: dict[str, Any], config: TrainConfig) -> None:
-    """Refuse to resume with a configuration that differs in more than `CHANGEABLE`."""
-    before, now = _flat(found), _flat(config_to_dict(config))
-    # A cosine ends with the run; the other schedules do not know its length.
-    free = CHANGEABLE | (set() if config.optimizer.schedule == 'cosine' else {'run.epochs'})
-    changed = [key for key in now if key not in free and now[key] != before.get(key)]
-    if changed:
-        what = '; '.join(f'{key} was {before.get(key)!r}, now {now[key]!r}' for key in changed)
-        raise ConfigError(
-            f'{out}: the run was started with another configuration ({what}); resume with '
-            f'{out / "config.yaml"} or start a new run in another --out'
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Return nested values by dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _summary(means: dict[str, float], figures: dict[str, float], phase: str) -> str:
