@@ -9,6 +9,7 @@ profit from 2 (the neighbour is the hardest negative there is).
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,17 @@ from tqdm import tqdm
 
 from bicrossnet_ros.errors import ConfigError, ImageError
 from training.config import DataConfig, TrainConfig, ViewConfig
+from training.data.rasters import MISSING_LIMIT, SUFFIXES, RasterGrid, raster_grid
 from training.data.scenes import list_scenes, read_scene
 from training.data.views import sample_places, view_pair
 
 MEMORY_LIMIT_BYTES = 8 * 2**30
 
-# Scenes as they are read: name and pixels; None in place of an image that cannot be decoded.
-Read = tuple[str, NDArray[np.uint8] | None]
+PROGRESS = {'mininterval': 1.0 if sys.stderr.isatty() else 15.0, 'leave': False}
+
+# A scene as it is read: its name, and its pixels or why there are none.
+UNREADABLE, GAPS, SMALL = 'unreadable', 'with gaps in the imagery', 'smaller than a scene'
+Read = tuple[str, NDArray[np.uint8] | str]
 
 # Random streams of a scene. None is 0: numpy seeds (a, b) and (a, b, 0) alike.
 _PLACEMENT, _FIRST_VIEW = 1, 2
@@ -172,6 +177,8 @@ def open_maps(root: Path, data: DataConfig) -> Scenes:
     """Read every scene below a folder into memory; see `make_sources` for the errors."""
     if not root.is_dir():
         raise ConfigError(f'{root}: no such folder; name the folder of the aerial images')
+    if data.scene_m:
+        return _load(*_read_rasters(root, data), root, data)
     paths = list_scenes(root)
     return _load(_read_images(paths, root, data), len(paths), root, data)
 
@@ -184,36 +191,91 @@ def _read_images(paths: list[Path], root: Path, data: DataConfig) -> Iterator[Re
         except ImageError:
             if data.unreadable == 'fail':
                 raise
-            yield name, None
+            yield name, UNREADABLE
+
+
+def _read_rasters(root: Path, data: DataConfig) -> tuple[Iterator[Read], int]:
+    """Return the squares of all rasters as they are read, and how many there are at most."""
+    bad: list[Read] = []
+    grids: list[RasterGrid] = []
+    for path in list_scenes(root, suffixes=SUFFIXES):
+        name = path.relative_to(root).as_posix()
+        try:
+            grid = raster_grid(path, side_m=data.scene_m, side_px=data.scene_px)
+        except ImageError:
+            if data.unreadable == 'fail':
+                raise
+            bad.append((name, UNREADABLE))
+            continue
+        if grid.rows and grid.cols:
+            grids.append(grid)
+        else:
+            bad.append((name, SMALL))
+
+    def read() -> Iterator[Read]:
+        yield from bad
+        for grid in grids:
+            yield from _read_grid(grid, root, data)
+
+    return read(), sum(grid.rows * grid.cols for grid in grids)
+
+
+def _read_grid(grid: RasterGrid, root: Path, data: DataConfig) -> Iterator[Read]:
+    name = grid.path.relative_to(root).as_posix()
+    try:
+        for row, col, image, missing in grid.read():
+            yield f'{name} {row:04d} {col:04d}', GAPS if missing > MISSING_LIMIT else image
+    except ImageError:
+        if data.unreadable == 'fail':
+            raise
+        yield f'{name} (its rest)', UNREADABLE
 
 
 def _load(scenes: Iterator[Read], most: int, root: Path, data: DataConfig) -> Scenes:
     """Collect at most `most` scenes in one array."""
     size = (most, data.scene_px, data.scene_px, 3)
-    needed = int(np.prod(size))
-    if needed > MEMORY_LIMIT_BYTES:
+    needed_bytes = math.prod(size)
+    if needed_bytes > MEMORY_LIMIT_BYTES:
         raise ConfigError(
-            f'{root}: up to {most} scenes of {data.scene_px} px take {needed / 2**30:.1f} GiB; '
-            f'expected at most {MEMORY_LIMIT_BYTES / 2**30:g} GiB: lower data.scene_px or train '
-            'on fewer images'
+            f'{root}: {most} scenes of {data.scene_px} px take {needed_bytes / 2**30:.1f} GiB of '
+            f'memory; expected at most {MEMORY_LIMIT_BYTES / 2**30:g} GiB: lower data.scene_px or '
+            'train on fewer images'
         )
     images = np.empty(size, np.uint8)
     names: list[str] = []
     positions: list[int] = []
-    skipped: list[str] = []
-    bar = tqdm(scenes, 'loading scenes', most, mininterval=1, file=sys.stderr, leave=False)
-    for position, (name, image) in enumerate(bar):
-        if image is None:
-            skipped.append(name)
+    without: dict[str, list[str]] = {}
+    position = 0
+    for name, image in tqdm(scenes, 'loading scenes', most, **PROGRESS):
+        if isinstance(image, str):
+            without.setdefault(image, []).append(name)
+            position += image == UNREADABLE
             continue
         images[len(names)] = image
         names.append(name)
         positions.append(position)
-    if skipped:
-        print(
-            f'{root}: skipped {len(skipped)} unreadable image(s), the first: {skipped[0]}',
-            file=sys.stderr,
-        )
-    if not names:
-        raise ConfigError(f'{root}: none of its {len(skipped)} image(s) is readable')
+        position += 1
+    _tell(without, root, data, found=len(names))
     return Scenes(tuple(names), images[: len(names)], tuple(positions))
+
+
+def _tell(without: dict[str, list[str]], root: Path, data: DataConfig, *, found: int) -> None:
+    """Say on standard error what was left out.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is left.
+    """
+    parts = [f'{len(names)} {why} (first: {names[0]})' for why, names in without.items()]
+    if parts:
+        print(f'{root}: {found} scenes; left out: {", ".join(parts)}', file=sys.stderr)
+    if found:
+        return
+    remedy = 'add images that can be decoded'
+    if data.scene_m:
+        remedy += (
+            f', or set data.scene_m (now {data.scene_m:g} m) to less than the smaller side of the '
+            'rasters and their gaps'
+        )
+    raise ConfigError(f'{root}: no usable scene; left out: {", ".join(parts)}; {remedy}')

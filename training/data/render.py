@@ -28,15 +28,9 @@ from training.data.orbit import Pose, circle, spiral
 from training.data.places import Image
 from training.data.rendered_scene import HALF_SIDE, Scene
 from training.data.scenes import list_scenes
+from training.data.sues200 import HEIGHTS_M, TEST_PLACES
 
 LAYOUTS = ('university1652', 'sues200')
-SUES_HEIGHTS_M = (150, 200, 250, 300)
-TEST_IDS = (
-    8, 12, 14, 17, 18, 19, 22, 23, 35, 38, 40, 41, 42, 46, 47, 48, 49, 50, 52, 53, 54, 59, 61, 62,
-    63, 65, 68, 71, 72, 75, 78, 79, 83, 92, 93, 95, 98, 99, 107, 108, 109, 110, 111, 112, 114, 115,
-    117, 121, 122, 124, 128, 130, 131, 133, 135, 136, 138, 140, 143, 144, 150, 153, 154, 161, 162,
-    164, 165, 170, 172, 173, 175, 176, 177, 178, 181, 188, 189, 190, 194, 195,
-)  # fmt: skip
 _SATELLITE_QUALITY = 92
 _DRONE_QUALITY = (60, 95)
 # After the random streams of `rendered_scene`.
@@ -89,8 +83,8 @@ class RenderOptions:
         }
         if self.layout == 'sues200':
             # The split of SUES-200 is fixed, and all it has are 200 places.
-            training = 200 - len(TEST_IDS)
-            limits |= {'places': (1, training), 'test_places': (1, len(TEST_IDS))}
+            training = 200 - len(TEST_PLACES)
+            limits |= {'places': (1, training), 'test_places': (1, len(TEST_PLACES))}
             limits |= {'distractors': (0, 0)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -111,10 +105,13 @@ class PlacePlan:
     flights : dict
         By height, as a share of the largest (0: a descending spiral): for each drone image its
         files, all alike.
+    empty : tuple of Path
+        Folders of the layout for which there is nothing.
     """
 
     satellite: tuple[Path, ...]
     flights: dict[float, list[tuple[Path, ...]]]
+    empty: tuple[Path, ...] = ()
 
 
 def render_dataset(images: Path, out: Path, options: RenderOptions) -> int:
@@ -175,8 +172,9 @@ def plan_university(options: RenderOptions, rng: np.random.Generator) -> list[Pl
     counts = (options.places, options.test_places, options.distractors)
     ids = rng.choice(max(1652, 2 * sum(counts)), sum(counts), replace=False)
     train, test, distractors = (np.sort(part) for part in np.split(ids, np.cumsum(counts)[:2]))
+    train_only = ('train/{}',)
     folders = {
-        **{f'{place:04d}': ('train/{}',) for place in train},
+        **{f'{place:04d}': train_only for place in train},
         **{f'{place:04d}': ('test/query_{}', 'test/gallery_{}') for place in test},
         **{f'{place:04d}': ('test/gallery_{}',) for place in distractors},
     }
@@ -191,6 +189,9 @@ def plan_university(options: RenderOptions, rng: np.random.Generator) -> list[Pl
                     for number in range(1, options.drones + 1)
                 ]
             },
+            empty=tuple(
+                Path('train', f, place) for f in ('street', 'google') if roots == train_only
+            ),
         )
         for place, roots in folders.items()
     ]
@@ -198,19 +199,19 @@ def plan_university(options: RenderOptions, rng: np.random.Generator) -> list[Pl
 
 def plan_sues(options: RenderOptions, rng: np.random.Generator) -> list[PlacePlan]:
     """Plan SUES-200 as it is published before any split: four heights of every place."""
-    test = sorted(TEST_IDS)
-    train = sorted(set(range(1, 201)) - set(test))
+    test = sorted(TEST_PLACES)
+    train = sorted({f'{place:04d}' for place in range(1, 201)} - TEST_PLACES)
     parts = ((train, options.places), (test, options.test_places))
-    places = sorted(i for ids, count in parts for i in rng.choice(ids, count, replace=False))
+    places = sorted(str(i) for ids, count in parts for i in rng.choice(ids, count, replace=False))
     return [
         PlacePlan(
-            satellite=(Path('satellite-view', f'{place:04d}', '0.png'),),
+            satellite=(Path('satellite-view', place, '0.png'),),
             flights={
-                height_m / max(SUES_HEIGHTS_M): [
-                    (Path('drone_view_512', f'{place:04d}', str(height_m), f'{number}.jpg'),)
+                height_m / max(HEIGHTS_M): [
+                    (Path('drone_view_512', place, str(height_m), f'{number}.jpg'),)
                     for number in range(options.drones)
                 ]
-                for height_m in SUES_HEIGHTS_M
+                for height_m in HEIGHTS_M
             },
         )
         for place in places
@@ -218,6 +219,8 @@ def plan_sues(options: RenderOptions, rng: np.random.Generator) -> list[PlacePla
 
 
 def _render_place(scene: Scene, plan: PlacePlan, out: Path, key: tuple[int, ...]) -> int:
+    for folder in plan.empty:
+        (out / folder).mkdir(parents=True)
     written = _write(scene.satellite(), out, plan.satellite, quality=_SATELLITE_QUALITY)
     for number, (height_share, files) in enumerate(plan.flights.items(), 1):
         rng = np.random.default_rng((*key, _POSES, number))

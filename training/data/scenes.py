@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bicrossnet_ros.errors import ConfigError, ImageError
+from bicrossnet_ros.errors import ConfigError
+from training.data.images import read_image
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff'}
 
 
-def list_scenes(folder: Path) -> list[Path]:
+def list_scenes(folder: Path, *, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """List every image below a folder, sorted by its path relative to the folder.
 
     Raises
@@ -21,7 +23,7 @@ def list_scenes(folder: Path) -> list[Path]:
     ConfigError
         If there is none.
     """
-    paths = [path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in folder.rglob('*') if path.suffix.lower() in suffixes]
     if not paths:
         raise ConfigError(f'{folder}: found no image below it; expected *.jpg, *.png or *.tif')
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
@@ -47,10 +49,7 @@ def read_scene(path: Path, *, scene_px: int) -> NDArray[np.uint8]:
     ImageError
         If the file is no image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ImageError(f'{path}: not readable as an image; replace or remove it')
-    square = central_square(np.asarray(image[..., ::-1], np.uint8))
+    square = central_square(read_image(path, at_least_px=scene_px))
     return np.asarray(cv2.resize(square, (scene_px, scene_px), interpolation=cv2.INTER_AREA))
 
 
