@@ -1,19 +1,51 @@
 """What a network costs: parameters, disk, binary and floating-point operations.
 
-python -m training.complexity bnext_tiny --input 2x3x256x256
+    python -m training.complexity bnext_tiny --input 2x3x256x256
+    python -m training.complexity bnext_tiny --input 1x3x384x384 --classes 120 --json
+    python -m training.complexity bnext_tiny convnext_tiny --layers
+    python -m training.complexity NAME.safetensors
+
+The network is run once on the meta device: shapes without numbers. ``docs/complexity.md`` says
+what is counted and why, and compares with the paper.
+
+References
+----------
+Fontana et al. 2025, Mach. Learn.: Sci. Technol. 6 035036, section 4.1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from training.models.binary import BinaryConv2d
-from training.models.network import make_backbone
+from bicrossnet_ros.engine.architecture import TOTAL_STRIDE_PX
+from bicrossnet_ros.engine.model_file import read_model
+from bicrossnet_ros.errors import BiCrossNetError, ConfigError
+from training.checkpoint import network_from_checkpoint
+from training.complexity_table import layer_table, table
+from training.models.bnext import BinaryUnit, BNext
+from training.models.branches import MultipleClassifierBranch
+from training.models.names import BACKBONES
+from training.models.network import GeoNetwork, make_backbone
+from training.operations import Layer, count_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.models.backbone import Backbone
 
 BINARY_OPERATIONS_PER_FLOP = 64
+IMAGENET_CLASSES = 1000
+PAPER_CLASSES = 701
+LARGEST_SIDE_PX = 8192
+ACCOUNTINGS = ('deployable', 'released', 'classifier', 'paper')
 
 InputShape = tuple[int, int, int, int]
 
@@ -26,23 +58,43 @@ class Complexity:
     ----------
     name : str
         Backbone, or the file that was counted.
+    accounting : str
+        'deployable': what flies. 'released': with the PReLUs that the public code declares and
+        never uses. 'classifier': and with its 1000-way classifier. 'paper': and with the three
+        heads of the Multiple Classifier Branch.
     input_shape : tuple of int
         (N, 3, H, W) of the pass; operations are for all N images together.
     classes : int or None
-        Classes of the paper's accounting; None: the deployable network.
+        Classes of the three heads; None without them.
     parameters, binary_parameters : int
         All parameters, and those of one bit among them.
-    binops, flops : int
-        Binary and floating-point operations, a multiply-accumulate counted as one.
+    norm_statistics : int
+        Running means and variances of BatchNorm: in the model file, no parameters.
+    binops : int
+        Multiply-accumulates of binary convolutions.
+    macs : int
+        Multiply-accumulates of the other convolutions and linear layers.
+    flops : int
+        The paper's FLOPs: `macs` and norms, activations and pooling; see `training.operations`.
+    file_bytes : int or None
+        Size of the counted model file.
+    layers : tuple of Layer
+        The same module by module; their sums are the totals, but for parameters that are in no
+        module of this project ('released' and 'classifier').
     """
 
     name: str
+    accounting: str
     input_shape: InputShape
     classes: int | None
     parameters: int
     binary_parameters: int
+    norm_statistics: int
     binops: int
+    macs: int
     flops: int
+    file_bytes: int | None
+    layers: tuple[Layer, ...]
 
     @property
     def float_parameters(self) -> int:
@@ -56,59 +108,211 @@ class Complexity:
 
     @property
     def disk_bytes(self) -> float:
-        """Size with one bit per binary weight and 32 bits for all other parameters."""
+        """Parameters with one bit per binary one and 32 bits per other one."""
         return self.binary_parameters / 8 + self.float_parameters * 4
 
     @property
     def disk_half_bytes(self) -> float:
-        """Size with one bit per binary weight and 16 bits for all other parameters."""
+        """Parameters with one bit per binary one and 16 bits per other one."""
         return self.binary_parameters / 8 + self.float_parameters * 2
 
+    @property
+    def tensor_bytes(self) -> float:
+        """Tensors of the model file: `disk_bytes` and the statistics of BatchNorm in 32 bits.
 
-def complexity_of(name: str, *, input_shape: InputShape, classes: int | None = None) -> Complexity:
-    """Count a backbone by its name.
+        The file itself is longer by its header: names of tensors, training record.
+        """
+        return self.disk_bytes + self.norm_statistics * 4
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers, the derived ones included, without the layers."""
+        values = {key: value for key, value in asdict(self).items() if key != 'layers'}
+        derived = ('float_parameters', 'ops', 'disk_bytes', 'disk_half_bytes', 'tensor_bytes')
+        return values | {key: getattr(self, key) for key in derived}
+
+
+def complexity_of(
+    name: str,
+    *,
+    input_shape: InputShape,
+    classes: int | None = None,
+    accounting: str | None = None,
+) -> Complexity:
+    """Count a backbone by its name, or the network of a file.
 
     Parameters
     ----------
     name : str
-        One of `training.models.names.BACKBONES`.
+        One of `training.models.names.BACKBONES`, a model file ``.safetensors`` or a checkpoint
+        ``.pt``.
     input_shape : tuple of int
         (N, 3, H, W); H and W are multiples of 32.
     classes : int or None
-        None: the deployable network. Else the paper's accounting, with heads of that many classes.
+        Classes of the heads in the accounting 'paper'.
+    accounting : str or None
+        See `Complexity`. None: 'paper' if `classes` are given, else 'deployable'.
 
     Raises
     ------
     ConfigError
-        If there is no such backbone.
+        If there is no such backbone or accounting, or the shape does not fit.
+    ModelError
+        If a file cannot be read.
     """
-    with torch.device('meta'):
-        network = make_backbone(name).eval()
-    binops, flops = _count(network, input_shape)
-    return Complexity(
+    accounting = accounting or ('paper' if classes else 'deployable')
+    _check(accounting, input_shape, classes)
+    return _count(
+        name, input_shape=input_shape, classes=classes if accounting == 'paper' else None
+    )[accounting]
+
+
+def _count(name: str, *, input_shape: InputShape, classes: int | None) -> dict[str, Complexity]:
+    """Count by all accountings; 'paper' stands alone and needs the classes."""
+    backbone = _open(name)
+    unused = _unused_activations(backbone)
+    classifier = IMAGENET_CLASSES * (backbone.feature_dim + 1)
+    branches = None
+    if classes is not None:
+        with torch.device('meta'):
+            branches = MultipleClassifierBranch(backbone.feature_dim, classes)
+    layers = count_layers(GeoNetwork(backbone, branches).eval(), input_shape)
+    counted = Complexity(
         name=name,
+        accounting='deployable',
         input_shape=input_shape,
         classes=classes,
-        parameters=sum(p.numel() for p in network.parameters()),
-        binary_parameters=sum(
-            m.weight.numel() for m in network.modules() if isinstance(m, BinaryConv2d)
-        ),
-        binops=binops,
-        flops=flops,
+        parameters=sum(layer.parameters for layer in layers),
+        binary_parameters=sum(layer.binary_parameters for layer in layers),
+        norm_statistics=sum(layer.norm_statistics for layer in layers),
+        binops=sum(layer.binops for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        flops=sum(layer.flops for layer in layers),
+        file_bytes=Path(name).stat().st_size if name.endswith('.safetensors') else None,
+        layers=tuple(layers),
+    )
+    released = _with_more(counted, unused, accounting='released')
+    classifying = _with_more(released, classifier, accounting='classifier')
+    if classes is not None:
+        return {'paper': replace(classifying, accounting='paper')}
+    return {c.accounting: c for c in (counted, released, classifying)}
+
+
+def _with_more(complexity: Complexity, parameters: int, *, accounting: str) -> Complexity:
+    return replace(
+        complexity, accounting=accounting, parameters=complexity.parameters + parameters
     )
 
 
-def _count(network: nn.Module, input_shape: InputShape) -> tuple[int, int]:
-    counts = {True: 0, False: 0}
+def _check(accounting: str, input_shape: InputShape, classes: int | None) -> None:
+    if accounting not in ACCOUNTINGS:
+        raise ConfigError(f'accounting is {accounting!r}; expected one of {ACCOUNTINGS}')
+    if accounting == 'paper' and (classes is None or not 1 <= classes <= 1_000_000):
+        raise ConfigError(
+            f"accounting 'paper' with {classes} classes; expected 1 to 1000000, the paper has 701 "
+            'for University-1652 and 120 for SUES-200'
+        )
+    images, channels, *sides = input_shape
+    fits = all(side % TOTAL_STRIDE_PX == 0 and 0 < side <= LARGEST_SIDE_PX for side in sides)
+    if images < 1 or channels != 3 or len(sides) != 2 or not fits:
+        raise ConfigError(
+            f'input is {"x".join(map(str, input_shape))}; expected Nx3xHxW with H and W multiples '
+            f'of {TOTAL_STRIDE_PX} up to {LARGEST_SIDE_PX}'
+        )
 
-    def hook(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        binary = isinstance(module, BinaryConv2d)
-        if binary or isinstance(module, (nn.Conv2d, nn.Linear)):
-            counts[binary] += output.numel() * module.weight[0].numel()
 
-    handles = [module.register_forward_hook(hook) for module in network.modules()]
-    with torch.no_grad():
-        network(torch.zeros(input_shape, device='meta'))
-    for handle in handles:
-        handle.remove()
-    return counts[True], counts[False]
+def _open(name: str) -> Backbone:
+    """Build the backbone of a name or file without its numbers."""
+    if name.endswith('.pt'):
+        return network_from_checkpoint(Path(name)).backbone.to('meta')
+    if name.endswith('.safetensors'):
+        channels = read_model(name).metadata.channels
+        with torch.device('meta'):
+            return BNext(channels)
+    if name not in BACKBONES:
+        raise ConfigError(
+            f'{name}: no backbone and no file this can count; expected one of '
+            f'{", ".join(BACKBONES)}, a .safetensors model file or a .pt checkpoint'
+        )
+    with torch.device('meta'):
+        return make_backbone(name)
+
+
+def _unused_activations(backbone: nn.Module) -> int:
+    """PReLU parameters that the public BNext declares and never uses.
+
+    One PReLU in the stem, and one in every unit without element-wise attention.
+    """
+    if not isinstance(backbone, BNext):
+        return 0
+    plain = [m for m in backbone.modules() if isinstance(m, BinaryUnit) and not m.elementwise]
+    return backbone.channels[0] + sum(unit.act.weight.numel() for unit in plain)
+
+
+def parse_shape(text: str) -> InputShape:
+    """Read ``2x3x256x256``; ConfigError if it is no such shape."""
+    parts = text.lower().split('x')
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f'--input {text}: expected NxCxHxW, such as 2x3x256x256')
+    images, channels, height, width = map(int, parts)
+    return images, channels, height, width
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog='python -m training.complexity',
+        description='Parameters, disk and operations of a network.',
+        epilog=f'backbones: {", ".join(BACKBONES)}',
+    )
+    parser.add_argument('networks', nargs='+', help='backbone, .safetensors or .pt file')
+    parser.add_argument('--input', default='1x3x256x256', help='NxCxHxW (%(default)s)')
+    parser.add_argument(
+        '--classes', type=int, default=PAPER_CLASSES, help="of the paper's heads (%(default)s)"
+    )
+    parser.add_argument(
+        '--accounting',
+        choices=(*ACCOUNTINGS, 'all'),
+        help='default: all for one network, deployable for several',
+    )
+    parser.add_argument('--layers', action='store_true', help='layer by layer')
+    parser.add_argument('--json', action='store_true', help='whole numbers, as JSON')
+    options = parser.parse_args(arguments)
+    several = len(options.networks) > 1
+    accounting = options.accounting or ('deployable' if several else 'all')
+    try:
+        shape = parse_shape(options.input)
+        _check('paper', shape, options.classes)
+        rows = [
+            row
+            for name in options.networks
+            for row in _rows(name, shape=shape, accounting=accounting, classes=options.classes)
+        ]
+    except BiCrossNetError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps([_with_layers(row, wanted=options.layers) for row in rows], indent=2))
+        return 0
+    print(f'one pass over {options.input}; multiply-accumulates count as one; 1 MB = 1e6 bytes\n')
+    print(table(rows))
+    for row in rows if options.layers else ():
+        print(f'\n{row.name}, {row.accounting}\n\n{layer_table(row)}')
+    return 0
+
+
+def _rows(name: str, *, shape: InputShape, accounting: str, classes: int) -> list[Complexity]:
+    rows: dict[str, Complexity] = {}
+    if accounting != 'paper':
+        rows |= _count(name, input_shape=shape, classes=None)
+    if accounting in ('paper', 'all'):
+        rows |= _count(name, input_shape=shape, classes=classes)
+    return list(rows.values()) if accounting == 'all' else [rows[accounting]]
+
+
+def _with_layers(complexity: Complexity, *, wanted: bool) -> dict[str, Any]:
+    layers = {'layers': [asdict(layer) for layer in complexity.layers]} if wanted else {}
+    return complexity.to_dict() | layers
+
+
+if __name__ == '__main__':
+    sys.exit(main())
