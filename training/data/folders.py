@@ -30,6 +30,8 @@ class PhotoSet(Protocol):
 
     Attributes
     ----------
+    source : str
+        Its name in a configuration.
     title : str
         Its name.
     root : Path
@@ -40,6 +42,7 @@ class PhotoSet(Protocol):
         Heights of the drone in metres that are kept apart; (0,) if none are.
     """
 
+    source: str
     title: str
     root: Path
     layout: str

@@ -20,8 +20,7 @@ from training.data.university1652 import University1652
 logger = logging.getLogger(__name__)
 
 PHOTO_SETS: dict[str, Callable[[Path], PhotoSet]] = {
-    'university1652': University1652,
-    'sues200': Sues200,
+    kind.source: kind for kind in (University1652, Sues200)
 }
 PROTOCOLS = ('full', 'reduced')
 

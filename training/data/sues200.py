@@ -56,8 +56,9 @@ class Sues200:
         If the data set is not there.
     """
 
+    source = 'sues200'
     title = 'SUES-200'
-    heights = HEIGHTS_M
+    heights: tuple[int, ...] = HEIGHTS_M
 
     def __init__(self, root: Path) -> None:
         self.root = locate(

@@ -48,9 +48,10 @@ class University1652:
         If the data set is not there.
     """
 
+    source = 'university1652'
     title = 'University-1652'
     layout = 'train, test'
-    heights = (0,)
+    heights: tuple[int, ...] = (0,)
 
     def __init__(self, root: Path) -> None:
         self.root = locate(
