@@ -52,3 +52,6 @@ class Backbone(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, BinaryConv2d):
                 module.temperature = temperature
+
+    def set_progress(self, share: float) -> None:
+        """Tell which share of the training is done, 0 to 1; ReCU's quantile follows it."""

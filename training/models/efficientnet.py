@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bicrossnet_ros.errors import ModelError
 from bicrossnet_ros.preprocess import Preprocessing
+from training.models.backbone import Backbone
 
 NORM_EPSILON, NORM_MOMENTUM = 1e-3, 0.01
 GEM_POWER = 3.0
@@ -84,7 +85,7 @@ class InvertedBottleneck(nn.Module):
         return x + y if self.shortcut else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     """Backbone with GeM pooling.
 
     Attributes
@@ -128,14 +129,10 @@ class EfficientNetLite0(nn.Module):
             x = block(x)
         return F.relu6(self._bn1(self._conv_head(x)))
 
-    def pool(self, features: Tensor) -> Tensor:
+    def pool(self, feature_map: Tensor) -> Tensor:
         """Generalised mean over the map: the p-th root of the mean of p-th powers."""
-        powers = features.float().clamp(min=1e-6).pow(GEM_POWER)
+        powers = feature_map.float().clamp(min=1e-6).pow(GEM_POWER)
         return powers.mean(dim=(2, 3)).pow(1 / GEM_POWER)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to embeddings (N, 1280)."""
-        return self.pool(self.feature_map(x))
 
     def stages(self) -> list[nn.Module]:
         """List the parts from the stem to the last, as gradual unfreezing frees them."""
@@ -145,12 +142,6 @@ class EfficientNetLite0(nn.Module):
             stages.append(self._blocks[first : first + repeats])
             first += repeats
         return [*stages, nn.ModuleList([self._conv_head, self._bn1])]
-
-    def clamp_parameters(self) -> None:
-        """Do nothing: there are no latent weights."""
-
-    def set_temperature(self, temperature: float) -> None:
-        """Do nothing: there are no binary weights."""
 
 
 def weights_path() -> Path:

@@ -11,7 +11,10 @@ from training.config import ModelConfig
 from training.models.backbone import Backbone
 from training.models.bnext import make_bnext
 from training.models.branches import MultipleClassifierBranch
+from training.models.convnext import make_convnext
+from training.models.efficientnet import EfficientNetLite0
 from training.models.names import BACKBONES
+from training.models.resnet import make_resnet
 
 
 @dataclass
@@ -70,6 +73,10 @@ class GeoNetwork(nn.Module):
         """Set the temperature of all binary weights; 0 makes them signs."""
         self.backbone.set_temperature(temperature)
 
+    def set_progress(self, share: float) -> None:
+        """Tell which share of the training is done, 0 to 1; see `Backbone.set_progress`."""
+        self.backbone.set_progress(share)
+
 
 def make_backbone(name: str) -> Backbone:
     """Build a backbone, freshly initialised from torch's global random state.
@@ -84,9 +91,18 @@ def make_backbone(name: str) -> Backbone:
     ConfigError
         If there is no such backbone.
     """
-    if name.startswith('bnext_') and name in BACKBONES:
-        return make_bnext(name.removeprefix('bnext_'))
-    raise ConfigError(f'there is no backbone {name!r}; expected one of {", ".join(BACKBONES)}')
+    family, _, kind = name.partition('_')
+    if name not in BACKBONES:
+        raise ConfigError(f'there is no backbone {name!r}; expected one of {", ".join(BACKBONES)}')
+    match family:
+        case 'bnext':
+            return make_bnext(kind)
+        case 'resnet34':
+            return make_resnet(kind)
+        case 'efficientnet':
+            return EfficientNetLite0()
+        case _:
+            return make_convnext(kind)
 
 
 def make_network(config: ModelConfig, *, classes: int) -> GeoNetwork:
