@@ -16,7 +16,6 @@ from bicrossnet_ros.engine.bits import unpack_weights
 from bicrossnet_ros.engine.model_file import METADATA_KEY, read_model
 from bicrossnet_ros.errors import ModelError
 from training.models.backbone import Backbone
-from training.models.partition import binary_layers
 from training.models.releases import NESTED, not_needed, our_name, strip_wrappers
 
 # A model file holds signs; training wants latent weights. At +-1 no weight would flip for a
