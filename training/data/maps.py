@@ -5,6 +5,9 @@ as a map tile and as a simulated drone view (`training.data.views`). Where in th
 lies is drawn anew in every epoch, so the places of one scene are no classes to be learnt by heart:
 losses on classes need ``data.places_per_scene: 1`` (the class is the scene), retrieval losses
 profit from 2 (the neighbour is the hardest negative there is).
+
+Scenes of one raster do not overlap, so none that is held out is trained on; where files overlap
+each other, merge them first (gdal_merge, gdalwarp).
 """
 
 from __future__ import annotations
@@ -17,17 +20,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from bicrossnet_ros.errors import ConfigError, ImageError
 from training.config import DataConfig, TrainConfig, ViewConfig
 from training.data.rasters import MISSING_LIMIT, SUFFIXES, RasterGrid, raster_grid
-from training.data.scenes import list_scenes, read_scene
+from training.data.scenes import counted, list_scenes, read_scene
 from training.data.views import sample_places, view_pair
 
 MEMORY_LIMIT_BYTES = 8 * 2**30
-
-PROGRESS = {'mininterval': 1.0 if sys.stderr.isatty() else 15.0, 'leave': False}
 
 # A scene as it is read: its name, and its pixels or why there are none.
 UNREADABLE, GAPS, SMALL = 'unreadable', 'with gaps in the imagery', 'smaller than a scene'
@@ -246,7 +246,7 @@ def _load(scenes: Iterator[Read], most: int, root: Path, data: DataConfig) -> Sc
     positions: list[int] = []
     without: dict[str, list[str]] = {}
     position = 0
-    for name, image in tqdm(scenes, 'loading scenes', most, **PROGRESS):
+    for name, image in counted(scenes, 'loading scenes', most):
         if isinstance(image, str):
             without.setdefault(image, []).append(name)
             position += image == UNREADABLE

@@ -68,7 +68,8 @@ class Pose:
         right = np.array([-sin_a, cos_a, 0.0])
         axes = np.stack([right, np.cross(forward, right), forward])
         sin_r, cos_r = math.sin(self.roll_rad), math.cos(self.roll_rad)
-        return np.array([[cos_r, sin_r, 0], [-sin_r, cos_r, 0], [0, 0, 1]]) @ axes
+        roll = np.array([[cos_r, sin_r, 0], [-sin_r, cos_r, 0], [0, 0, 1]])
+        return np.asarray(roll @ axes)
 
 
 def intrinsics(size_px: int) -> Matrix:
@@ -93,7 +94,7 @@ def plane_homography(pose: Pose, size_px: int, *, height: float = 0.0) -> Matrix
     """
     x, y, z = pose.center
     plane = np.array([[1, 0, -x], [0, 1, -y], [0, 0, height - z]])
-    return intrinsics(size_px) @ pose.rotation @ plane
+    return np.asarray(intrinsics(size_px) @ pose.rotation @ plane)
 
 
 def footprint(pose: Pose) -> Matrix:

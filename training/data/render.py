@@ -14,20 +14,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from bicrossnet_ros.errors import ConfigError
 from training.data.images import read_image
 from training.data.orbit import Pose, circle, spiral
 from training.data.places import Image
 from training.data.rendered_scene import HALF_SIDE, Scene
-from training.data.scenes import list_scenes
+from training.data.scenes import counted, list_scenes
 from training.data.sues200 import HEIGHTS_M, TEST_PLACES
 
 LAYOUTS = ('university1652', 'sues200')
@@ -152,8 +150,7 @@ def render_dataset(images: Path, out: Path, options: RenderOptions) -> int:
         )
     chosen = rng.permutation(len(paths))
     written = 0
-    bar = tqdm(plans, 'rendering places', mininterval=1, file=sys.stderr, leave=False)
-    for number, plan in enumerate(bar):
+    for number, plan in enumerate(counted(plans, 'rendering places', len(plans))):
         key = (options.seed, number + 1)
         image = read_image(paths[chosen[number]])
         scene = Scene(image, key, size_px=options.size_px, buildings=options.buildings)

@@ -50,7 +50,7 @@ class Scene:
         if len(square) > finest_px:
             square = cv2.resize(square, (finest_px, finest_px), interpolation=cv2.INTER_AREA)
         self._to_scene = ground_to_scene(len(square))
-        self._to_ground = np.linalg.inv(self._to_scene)
+        self._to_ground = np.asarray(np.linalg.inv(self._to_scene), np.float64)
         rng = np.random.default_rng((*key, _SCENE))
         self._boxes: list[Box] = draw_boxes(rng, buildings) if buildings else []
         angle_rad = rng.uniform(0, 2 * math.pi)
@@ -120,7 +120,8 @@ class Light:
 def expose(image: Image, light: Light, rng: np.random.Generator) -> Image:
     """Apply a light, and a lens and a sensor of their own for every image."""
     x = (image.astype(np.float32) / 255) ** np.float32(light.gamma)
-    x = x * np.float32(light.gains) * np.float32(1 - light.haze) + np.float32(0.85 * light.haze)
+    gains = np.array(light.gains, np.float32)
+    x = x * gains * np.float32(1 - light.haze) + np.float32(0.85 * light.haze)
     axis = np.linspace(-1, 1, len(x), dtype=np.float32) ** 2
     x *= (1 - np.float32(light.vignette) * (axis[:, None] + axis) / 2)[..., None]
     x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.3, 0.9)))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from bicrossnet_ros.errors import ConfigError
 from training.data.images import read_image
+
+T = TypeVar('T')
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff'}
 
@@ -67,3 +72,9 @@ def load_scenes(paths: list[Path], *, scene_px: int) -> NDArray[np.uint8]:
     for target, path in zip(scenes, paths, strict=True):
         target[...] = read_scene(path, scene_px=scene_px)
     return scenes
+
+
+def counted(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Pass items on and show on standard error how far it is: a bar, in a log file a few lines."""
+    interval_s = 1.0 if sys.stderr.isatty() else 15.0
+    yield from tqdm(items, label, total, mininterval=interval_s, file=sys.stderr, leave=False)

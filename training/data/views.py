@@ -87,7 +87,7 @@ def view_pair(
         rotation_rad=place.rotation_rad
         + math.radians(rng.uniform(-config.heading_error_deg, config.heading_error_deg)),
     )
-    tilt = rng.uniform(-config.tilt, config.tilt, 2)
+    tilt = rng.uniform(-config.tilt, config.tilt, 2).tolist()
     query = radiometry(warp(scene, _matrix(seen, size_px, tilt), size_px), rng, config)
     return tile, query
 
