@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bicrossnet_ros.errors import ConfigError
@@ -176,11 +175,31 @@ def _device(name: str, local: int) -> torch.device:
     return torch.device('cuda', local)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce; the gradient of a sum over processes is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _all_sum(tensor: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(tensor)
+    return total
+
+
 class GlobalBatchNorm(_BatchNorm):
     """BatchNorm over the batches of all processes; what SyncBatchNorm is, on any device.
 
-    torch's SyncBatchNorm refuses tensors on the CPU. The sums are all-reduced differentiably: the
-    gradient of a sum over processes is the sum of the processes' gradients.
+    torch's SyncBatchNorm refuses tensors on the CPU.
     """
 
     @classmethod
@@ -206,16 +225,16 @@ class GlobalBatchNorm(_BatchNorm):
         """Normalise ``input`` (N, C, ...) over all axes but C, and over all processes."""
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.new_full((1,), x.numel() / max(1, x.shape[1]))
-        total = all_reduce(torch.cat([x.sum(axes), count]))
+        total = _all_sum(torch.cat([x.sum(axes), count]))
         number = total[-1]
         mean = total[:-1] / number
         # A second pass: the mean of squares minus the squared mean would cancel in float32.
         centred = x - mean.reshape(shape)
-        variance = all_reduce(centred.square().sum(axes)) / number
+        variance = _all_sum(centred.square().sum(axes)) / number
         self._track(mean.detach(), variance.detach(), number.detach())
         result = centred * (variance + self.eps).rsqrt().reshape(shape)
         if self.affine:

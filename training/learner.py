@@ -273,8 +273,11 @@ def _tensors(outputs: Outputs) -> list[Tensor]:
 
 
 def _halves(outputs: Outputs) -> list[Outputs]:
-    """Split the outputs of [satellite, drone] images, as float32, into those of either."""
-    pairs = [tensor.float().chunk(2) for tensor in _tensors(outputs)]
+    """Split the outputs of [satellite, drone] images, at least float32, into those of either."""
+    pairs = [
+        tensor.to(torch.promote_types(tensor.dtype, torch.float32)).chunk(2)
+        for tensor in _tensors(outputs)
+    ]
     return [_like(outputs, iter([pair[view] for pair in pairs])) for view in (0, 1)]
 
 
