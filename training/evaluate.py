@@ -1,57 +1,300 @@
-"""Retrieval among held-out places: the share of queries that find their own tile."""
+"""Evaluate networks on a retrieval benchmark: the numbers of tables 2 and 3, figures 2 and 3.
+
+    python -m training.evaluate MODEL [MODEL ...] --data ROOT --out DIR
+
+MODEL is a checkpoint (.pt) or an exported model file (.safetensors, .onnx). DIR receives
+results.json, results.md, accuracy_*.png and .svg, and matches_*.png.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+import cv2
 
-from bicrossnet_ros.preprocess import Preprocessing, prepare
+from bicrossnet_ros.errors import BiCrossNetError, ConfigError
+from training.benchmark import find_source, list_tasks, measure
+from training.data.sources import PHOTO_SETS, PROTOCOLS
+from training.embedding import FEATURES, RESIZES, Embedder, open_embedder
+from training.embedding_cache import embed_with_cache
+from training.figure_files import write_accuracy_figures, write_match_figures
+from training.paper import PaperRow, find_row, row_for
+from training.results import ModelResults, markdown, write_results
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import nn
-
-BATCH = 128
+HEIGHTS_M = (0, 150, 200, 250, 300)
 
 
-def recall_at(
-    tiles: NDArray[np.float32], queries: NDArray[np.float32], ks: tuple[int, ...] = (1, 5, 20)
-) -> dict[str, float]:
-    """Share of queries whose own tile is among the k most similar.
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate, and how.
 
     Parameters
     ----------
-    tiles, queries : ndarray of float32, shape (N, D)
-        Unit length; row k of both is the same place.
-    ks : tuple of int
-        Ranks to report.
-
-    Returns
-    -------
-    dict
-        ``{'recall_at_1': share, ...}``. A tie with a wrong tile counts against the query.
+    models : tuple of Path
+        Checkpoints and model files.
+    data : Path
+        Folder of the data set.
+    out : Path
+        Folder for the results.
+    source : str or None
+        'university1652', 'sues200'; None: found out.
+    heights, protocols : tuple
+        See `training.benchmark.list_tasks`.
+    features : tuple of str or None
+        See `training.embedding.open_embedder`.
+    paper_rows : tuple of str
+        Keys of `training.paper.ROWS`: one for all models, or one for each; 'none': no row. Empty:
+        the row that a model's own configuration answers to.
+    resize, device : str
+        See `training.embedding.open_embedder`.
+    unreadable : str
+        See `training.embedding.Embedder.embed_paths`.
+    workers : int or None
+        Threads that decode.
+    keep_embeddings : bool
+        Keep them in ``out/embeddings`` and use what lies there.
+    figures : bool
+        Draw them.
+    pictures : int
+        Hits, and misses, in a picture of matches; 0: no such pictures.
+    top : int
+        Matches shown of each query.
+    seed : int
+        Of the choice of the queries shown.
     """
-    similarity = queries @ tiles.T
-    own = np.diagonal(similarity)[:, None]
-    rank = (similarity >= own).sum(axis=1) - 1
-    return {f'recall_at_{k}': float(np.mean(rank < k)) for k in ks}
+
+    models: tuple[Path, ...]
+    data: Path
+    out: Path
+    source: str | None = None
+    heights: tuple[int, ...] | None = None
+    protocols: tuple[str, ...] = PROTOCOLS
+    features: tuple[str, ...] | None = None
+    paper_rows: tuple[str, ...] = ()
+    resize: str = 'deployed'
+    device: str = 'auto'
+    unreadable: str = 'fail'
+    workers: int | None = None
+    keep_embeddings: bool = False
+    figures: bool = True
+    pictures: int = 3
+    top: int = 5
+    seed: int = 0
 
 
-@torch.no_grad()
-def embed(
-    model: nn.Module, patches: NDArray[np.uint8], preprocessing: Preprocessing
-) -> NDArray[np.float32]:
-    """Embed patches (N, H, W, 3) in evaluation mode, float32; returns (N, D) of unit length."""
-    was_training = model.training
-    model.eval()
-    rows = [
-        F.normalize(
-            model(torch.from_numpy(prepare(patches[i : i + BATCH], preprocessing)))
-        ).numpy()
-        for i in range(0, len(patches), BATCH)
+def evaluate(options: EvaluationOptions) -> list[ModelResults]:
+    """Evaluate models and write all files into ``options.out``, the results model by model.
+
+    Raises
+    ------
+    BiCrossNetError
+        If a model, the data or an option cannot be used; all that can be known before is said
+        before the first image is embedded.
+    """
+    if options.figures and importlib.util.find_spec('matplotlib') is None:
+        raise ConfigError('figures need matplotlib; install the extra [training], or --no-figures')
+    source = options.source or find_source(options.data)
+    tasks = list_tasks(
+        options.data, source=source, heights=options.heights, protocols=options.protocols
+    )
+    embedders = [
+        open_embedder(path, feature=options.features, device=options.device, resize=options.resize)
+        for path in options.models
     ]
-    model.train(was_training)
-    return np.concatenate(rows)
+    rows = _paper_rows(embedders, options.paper_rows, source)
+    _make_folder(options.out)
+    sides = (paths for x in tasks for paths in (x.task.query_paths, x.task.gallery_paths))
+    paths = list(dict.fromkeys(path for side in sides for path in side))
+    done: list[ModelResults] = []
+    for name, embedder, row in zip(_names(options.models), embedders, rows, strict=True):
+        print(f'{name}: {len(paths):,} image files', file=sys.stderr)
+        embeddings = embed_with_cache(
+            embedder,
+            paths,
+            options.out / 'embeddings' / f'{name}.npz' if options.keep_embeddings else None,
+            unreadable=options.unreadable,
+            workers=options.workers,
+        )
+        results, rankings = measure(embeddings, paths, tasks)
+        done.append(
+            ModelResults(
+                name=name,
+                path=str(embedder.path),
+                model_id=embedder.model_id,
+                source=source,
+                input_px=_input_px(embedder),
+                resize=embedder.resize,
+                backbone=embedder.backbone,
+                ops_g=_ops_g(embedder),
+                images=len(paths),
+                different_images=embeddings.different,
+                unreadable=embeddings.unreadable,
+                results=tuple(results),
+                paper_row=row,
+            )
+        )
+        write_results(options.out, done, versions=_versions())
+        if options.figures and options.pictures:
+            write_match_figures(
+                options.out,
+                name,
+                rankings,
+                count=options.pictures,
+                top=options.top,
+                seed=options.seed,
+            )
+    if options.figures:
+        write_accuracy_figures(options.out, done)
+    return done
+
+
+def _paper_rows(
+    embedders: Sequence[Embedder], keys: Sequence[str], source: str
+) -> list[PaperRow | None]:
+    """Choose each model's row: by the keys, or by how it was trained."""
+    if not keys:
+        found = [embedder.config and row_for(embedder.config) for embedder in embedders]
+        return [row if row and row.source == source else None for row in found]
+    if len(keys) not in (1, len(embedders)):
+        raise ConfigError(
+            f'--paper-row: found {len(keys)} for {len(embedders)} models; expected one for all, '
+            'or one for each'
+        )
+    rows = [None if key == 'none' else find_row(key) for key in keys]
+    for row in rows:
+        if row and row.source != source:
+            raise ConfigError(f'--paper-row {row.key} is on {row.source}, the data is {source}')
+    return rows * len(embedders) if len(rows) == 1 else rows
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Name models after their files, or their folders where all runs have a final.pt."""
+    names: list[str] = []
+    for path in paths:
+        generic = path.stem in ('final', 'checkpoint') and path.absolute().parent.name
+        name = path.absolute().parent.name if generic else path.stem
+        same = sum(other == name or other.startswith(f'{name}-') for other in names)
+        names.append(f'{name}-{same + 1}' if name in names else name)
+    return names
+
+
+def _input_px(embedder: Embedder) -> tuple[int, int]:
+    return embedder.preprocessing.input_height_px, embedder.preprocessing.input_width_px
+
+
+def _ops_g(embedder: Embedder) -> float | None:
+    """10^9 operations for two images, as the captions of tables 2 and 3 count; None if unknown."""
+    if embedder.backbone is None:
+        return None
+    from training.complexity import complexity_of
+
+    shape = (2, 3, *_input_px(embedder))
+    return complexity_of(embedder.backbone, input_shape=shape).ops / 1e9
+
+
+def _versions() -> dict[str, str]:
+    from training.checkpoint import git_revision
+
+    packages = ('numpy', 'torch', 'onnxruntime', 'faiss-cpu', 'opencv-python-headless')
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {'git_revision': git_revision(), 'python': platform.python_version(), **versions}
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f'{out}: cannot be made a folder ({error.strerror}); choose another --out'
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    cv2.setNumThreads(1)  # images are decoded in parallel instead
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(options).items()}
+        done = evaluate(EvaluationOptions(**values))
+    except BiCrossNetError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(markdown(done))
+    print(f'written: {options.out}', file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m training.evaluate',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('models', nargs='+', type=Path, metavar='MODEL', help='.pt, .safetensors or .onnx')
+    add('--data', type=Path, required=True, metavar='ROOT', help='folder of the data set')
+    add('--out', type=Path, required=True, metavar='DIR', help='folder for the results')
+    add('--source', choices=sorted(PHOTO_SETS), help='found out if not given')
+    add(
+        '--height',
+        dest='heights',
+        nargs='+',
+        type=int,
+        choices=HEIGHTS_M,
+        metavar='M',
+        help='SUES-200: 150, 200, 250, 300 (all four if not given), or 0: pooled',
+    )
+    add(
+        '--feature',
+        dest='features',
+        nargs='+',
+        choices=FEATURES,
+        help='all that a model has if not given',
+    )
+    add(
+        '--protocol',
+        dest='protocols',
+        nargs='+',
+        choices=PROTOCOLS,
+        default=PROTOCOLS,
+        help='full: the gallery with distractors, as in the paper; reduced: without; default both',
+    )
+    add(
+        '--paper-row',
+        dest='paper_rows',
+        nargs='+',
+        default=(),
+        metavar='KEY',
+        help='row to compare with, such as table3_tiny, or none; one, or one for each MODEL; by '
+        "default the row of the model's configuration",
+    )
+    add('--resize', choices=RESIZES, default='deployed', help='bicubic: as the paper')
+    add('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='for checkpoints')
+    add(
+        '--unreadable',
+        choices=('fail', 'skip'),
+        default='fail',
+        help='an image that cannot be decoded: fail, or leave it out and report it',
+    )
+    add('--workers', type=int, metavar='N', help='threads that decode; default: one a core')
+    add(
+        '--keep-embeddings',
+        action='store_true',
+        help='keep them in DIR/embeddings, and use them again if nothing has changed',
+    )
+    add('--no-figures', dest='figures', action='store_false', help='numbers alone')
+    add('--pictures', type=int, default=3, metavar='N', help='hits and misses shown each (3)')
+    add('--top', type=int, default=5, metavar='K', help='matches shown of each query (5)')
+    add('--seed', type=int, default=0, help='of the choice of shown queries')
+    return parser
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -232,6 +232,24 @@ TABLE_7: Mapping[str, tuple[int, int, int, int]] = {
 }
 
 
+# Queries and gallery images of (source, direction, protocol, whether at one height), as the data
+# sets hold them; table 1 counts one drone image less of University-1652.
+SIZES: Mapping[tuple[str, str, str, bool], tuple[int, int]] = {
+    ('university1652', DRONE_TO_SATELLITE, 'full', False): (37_855, 951),
+    ('university1652', DRONE_TO_SATELLITE, 'reduced', False): (37_855, 701),
+    ('university1652', SATELLITE_TO_DRONE, 'full', False): (701, 51_355),
+    ('university1652', SATELLITE_TO_DRONE, 'reduced', False): (701, 37_855),
+    ('sues200', DRONE_TO_SATELLITE, 'full', True): (4_000, 200),
+    ('sues200', DRONE_TO_SATELLITE, 'reduced', True): (4_000, 80),
+    ('sues200', SATELLITE_TO_DRONE, 'full', True): (80, 10_000),
+    ('sues200', SATELLITE_TO_DRONE, 'reduced', True): (80, 4_000),
+    ('sues200', DRONE_TO_SATELLITE, 'full', False): (16_000, 200),
+    ('sues200', DRONE_TO_SATELLITE, 'reduced', False): (16_000, 80),
+    ('sues200', SATELLITE_TO_DRONE, 'full', False): (80, 40_000),
+    ('sues200', SATELLITE_TO_DRONE, 'reduced', False): (80, 16_000),
+}
+
+
 def rows_of(source: str, *, tables: tuple[int, ...] = (2, 3)) -> list[PaperRow]:
     """Return the rows of some tables that are on a data set."""
     return [row for row in ROWS.values() if row.source == source and row.table in tables]
