@@ -18,6 +18,7 @@ from training.flips import FlipCounter
 from training.losses import TotalLoss
 from training.models.network import Outputs, make_network
 from training.models.partition import binary_layers
+from training.models.pretrained import load_backbone
 from training.optimizers import learning_rates, make_optimizers, set_learning_rates
 from training.unfreezing import apply_phase, phase_of
 
@@ -80,8 +81,6 @@ class Learner:
 
     def load_pretrained(self) -> str:
         """Take the backbone of ``model.pretrained``; returns what fitted and what did not."""
-        from training.models.pretrained import load_backbone
-
         path = _existing(self.config.model.pretrained, 'model.pretrained')
         report = load_backbone(self.network.backbone, path)
         # Both remember weights, and should remember these.
