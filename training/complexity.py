@@ -124,11 +124,13 @@ class Complexity:
         """
         return self.disk_bytes + self.norm_statistics * 4
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all numbers, the derived ones included, without the layers."""
-        values = {key: value for key, value in asdict(self).items() if key != 'layers'}
+    def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
+        """Return all numbers, the derived ones included; on request with the layers."""
+        values = asdict(self)
+        if not layers:
+            del values['layers']
         derived = ('float_parameters', 'ops', 'disk_bytes', 'disk_half_bytes', 'tensor_bytes')
-        return values | {key: getattr(self, key) for key in derived}
+        return {key: getattr(self, key) for key in derived} | values
 
 
 def complexity_of(
@@ -199,7 +201,10 @@ def _count(name: str, *, input_shape: InputShape, classes: int | None) -> dict[s
 
 def _with_more(complexity: Complexity, parameters: int, *, accounting: str) -> Complexity:
     return replace(
-        complexity, accounting=accounting, parameters=complexity.parameters + parameters
+        complexity,
+        accounting=accounting,
+        parameters=complexity.parameters + parameters,
+        file_bytes=None,
     )
 
 
@@ -257,6 +262,14 @@ def parse_shape(text: str) -> InputShape:
     return images, channels, height, width
 
 
+def default_input(name: str) -> str:
+    """Return one image of 256 x 256, or of the size that a model file is made for."""
+    if not name.endswith('.safetensors'):
+        return '1x3x256x256'
+    size = read_model(name).metadata.preprocessing
+    return f'1x3x{size.input_height_px}x{size.input_width_px}'
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -265,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=f'backbones: {", ".join(BACKBONES)}',
     )
     parser.add_argument('networks', nargs='+', help='backbone, .safetensors or .pt file')
-    parser.add_argument('--input', default='1x3x256x256', help='NxCxHxW (%(default)s)')
+    parser.add_argument(
+        '--input', help="NxCxHxW (1x3x256x256; one image of a model file's own size)"
+    )
     parser.add_argument(
         '--classes', type=int, default=PAPER_CLASSES, help="of the paper's heads (%(default)s)"
     )
@@ -280,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     several = len(options.networks) > 1
     accounting = options.accounting or ('deployable' if several else 'all')
     try:
-        shape = parse_shape(options.input)
+        shape = parse_shape(options.input or default_input(options.networks[0]))
         _check('paper', shape, options.classes)
         rows = [
             row
@@ -291,9 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps([_with_layers(row, wanted=options.layers) for row in rows], indent=2))
+        print(json.dumps([row.to_dict(layers=options.layers) for row in rows], indent=2))
         return 0
-    print(f'one pass over {options.input}; multiply-accumulates count as one; 1 MB = 1e6 bytes\n')
+    size = 'x'.join(map(str, shape))
+    print(f'one pass over {size}; multiply-accumulates count as one; 1 MB = 1e6 bytes\n')
     print(table(rows))
     for row in rows if options.layers else ():
         print(f'\n{row.name}, {row.accounting}\n\n{layer_table(row)}')
@@ -307,11 +323,6 @@ def _rows(name: str, *, shape: InputShape, accounting: str, classes: int) -> lis
     if accounting in ('paper', 'all'):
         rows |= _count(name, input_shape=shape, classes=classes)
     return list(rows.values()) if accounting == 'all' else [rows[accounting]]
-
-
-def _with_layers(complexity: Complexity, *, wanted: bool) -> dict[str, Any]:
-    layers = {'layers': [asdict(layer) for layer in complexity.layers]} if wanted else {}
-    return complexity.to_dict() | layers
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ def table(rows: Sequence[Complexity]) -> str:
             accounting,
             f'{row.parameters / 1e6:.3f} M ({row.binary_parameters / 1e6:.3f} M)',
             *(f'{n / 1e6:.2f} MB' for n in (row.disk_bytes, row.disk_half_bytes, file_bytes)),
-            *(f'{n / 1e9:.3f} G' for n in (row.binops, row.macs, row.flops, row.ops)),
+            *(_operations(n) for n in (row.binops, row.macs, row.flops, row.ops)),
             f'{row.ops / rows[0].ops:.2f}',
         )
         lines.append(f'| {" | ".join(cells)} |')
@@ -41,3 +41,8 @@ def layer_table(complexity: Complexity) -> str:
         cells = (layer.name, layer.kind, shape, *(f'{count:,}' for count in counts))
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def _operations(number: float) -> str:
+    """Three digits after the point of G; below 0.1 G, of M."""
+    return f'{number / 1e9:.3f} G' if number == 0 or number >= 1e8 else f'{number / 1e6:.3f} M'

@@ -8,8 +8,9 @@ Two counts of floating-point work are kept apart:
   tool sees an activation or a pooling twice, as a module and as the function that the module
   calls; two are therefore counted here.
 
-In neither: additions and products element by element, the sign, sigmoids, the mean over the last
-map, maximum and mean within the branches. BinOps are multiply-accumulates of binary convolutions.
+In neither: additions and products element by element, the sign, sigmoids, Hardtanh, the mean over
+the last map, maximum and mean within the branches. BinOps are multiply-accumulates of binary
+convolutions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 FLOPS_PER_ELEMENT = 2
 PRODUCTS = ('conv2d', 'linear')
-WRITING = ('batch_norm', 'layer_norm', 'prelu', 'relu', 'relu6', 'gelu', 'hardtanh')
+# Without hardtanh: the tool does not count it.
+WRITING = ('batch_norm', 'layer_norm', 'prelu', 'relu', 'relu6', 'gelu')
 READING = ('avg_pool2d', 'max_pool2d', 'adaptive_avg_pool2d')
 
 
