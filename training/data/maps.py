@@ -4,7 +4,9 @@ A scene is a square of ground. One place, or two side by side, are taken from it
 as a map tile and as a simulated drone view (`training.data.views`). Where in the scene a place
 lies is drawn anew in every epoch, so the places of one scene are no classes to be learnt by heart:
 losses on classes need ``data.places_per_scene: 1`` (the class is the scene), retrieval losses
-profit from 2 (the neighbour is the hardest negative there is).
+profit from 2 (the neighbour is the hardest negative there is). A place takes up
+``views.min_side`` to ``views.max_side`` of its scene, so views are sharp from a ``scene_px`` of
+about twice ``input_px``.
 
 Scenes of one raster do not overlap, so none that is held out is trained on; where files overlap
 each other, merge them first (gdal_merge, gdalwarp).

@@ -166,7 +166,7 @@ def circle(
 
     References
     ----------
-    Zhu et al. 2023, SUES-200, section III.
+    Zhu et al. 2023, SUES-200, IEEE Trans. Circuits Syst. Video Technol.
     """
     off_nadir_rad = math.radians(rng.uniform(35, 45))
     distance = height_share * largest_distance(off_nadir_rad, half_side=half_side)
