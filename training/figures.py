@@ -64,15 +64,36 @@ class Point:
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     'measured': (
         'this evaluation',
-        {'marker': 'o', 's': 42, 'color': '#0b62a4', 'edgecolor': 'black', 'linewidth': 0.6},
+        {
+            'marker': 'o',
+            's': 30,
+            'zorder': 4,
+            'color': '#0b62a4',
+            'edgecolor': 'black',
+            'linewidth': 0.6,
+        },
     ),
     'paper_binary': (
         'paper, binary',
-        {'marker': 's', 's': 32, 'color': '#e08214', 'edgecolor': 'black', 'linewidth': 0.6},
+        {
+            'marker': 's',
+            's': 44,
+            'zorder': 3,
+            'color': '#e08214',
+            'edgecolor': 'black',
+            'linewidth': 0.6,
+        },
     ),
     'paper_float': (
         'paper, full precision',
-        {'marker': '^', 's': 34, 'facecolor': 'white', 'edgecolor': '#555555', 'linewidth': 1.0},
+        {
+            'marker': '^',
+            's': 34,
+            'zorder': 3,
+            'facecolor': 'white',
+            'edgecolor': '#555555',
+            'linewidth': 1.0,
+        },
     ),
 }
 
@@ -105,13 +126,16 @@ def accuracy_figure(
     with matplotlib.rc_context(STYLE):
         height = 2.75 * rows + 0.65
         figure = Figure(figsize=(3.6 * columns, height), layout='constrained')
-        figure.get_layout_engine().set(rect=(0, 0.5 / height, 1, 1 - 0.5 / height))
+        figure.get_layout_engine().set(
+            rect=(0, 0.5 / height, 1, 1 - 0.5 / height), h_pad=0.08, w_pad=0.06
+        )
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
         ops = [point.ops_g for _, points in panels for point in points]
         for axes, (title, points) in zip(grid.flat, panels, strict=False):
             _scatter(axes, points, limits=(min(ops) / 1.6, max(ops) * 2.2))
             axes.set_title(title, loc='left', weight='bold')
             axes.set_ylabel(y_label)
+        for axes in grid[-1]:
             axes.set_xlabel('Ops = FLOPs + BinOps / 64, in 10⁹')
         for axes in list(grid.flat)[len(panels) :]:
             axes.remove()
@@ -149,8 +173,10 @@ def _scatter(axes: Axes, points: Sequence[Point], *, limits: tuple[float, float]
     axes.set_axisbelow(True)
     for kind, (_, look) in KINDS.items():
         own = [point for point in points if point.kind == kind]
-        axes.scatter([p.ops_g for p in own], [p.percent for p in own], zorder=3, **look)
+        axes.scatter([p.ops_g for p in own], [p.percent for p in own], **look)
     axes.margins(y=0.12)
+    if max(point.percent for point in points) <= 100:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
@@ -169,7 +195,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             textcoords='offset points',
             size=7,
             weight='bold' if point.kind == 'measured' else 'normal',
-            zorder=4,
+            zorder=5,
         )
         costs = []
         for x, y, across, along in PLACES:
