@@ -40,9 +40,12 @@ class Backbone(nn.Module, ABC):
         return self.pool(self.feature_map(x))
 
     def clamp_parameters(self) -> None:
-        """Bring parameters back into their ranges; call after every optimiser step."""
+        """Bring parameters that train back into their ranges; call after every optimiser step.
+
+        Frozen ones stay as they were loaded, in range or not.
+        """
         for module in self.modules():
-            if isinstance(module, BinaryConv2d):
+            if isinstance(module, BinaryConv2d) and module.weight.requires_grad:
                 module.clamp_latent()
 
     def set_temperature(self, temperature: float) -> None:

@@ -106,9 +106,11 @@ class BinaryUnit(nn.Module):
 
     @torch.no_grad()
     def clamp_parameters(self) -> None:
-        """Keep latent weights within +-1.5 and the recoupling scale within [0, 1]."""
-        self.conv.clamp_latent()
-        self.scale.clamp_(0.0, 1.0)
+        """Keep latent weights within +-1.5, the recoupling scale within [0, 1], if they train."""
+        if self.conv.weight.requires_grad:
+            self.conv.clamp_latent()
+        if self.scale.requires_grad:
+            self.scale.clamp_(0.0, 1.0)
 
 
 class ElementwiseUnit(BinaryUnit):
