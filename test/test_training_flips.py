@@ -11,6 +11,7 @@ from training.flips import FlipCounter, count_bits, packed_signs
 from training.models.binary import BinaryConv2d
 from training.models.bnext import BNext
 from training.models.partition import binary_layers
+from training.models.resnet import RecuConv2d
 
 
 def layer_of(*values):
@@ -97,16 +98,17 @@ def test_soft_weights_flip_where_their_latent_ones_do():
     assert hot.rates() == expected
 
 
-def test_a_layer_with_its_own_signs_is_asked_for_them():
-    class Centred(BinaryConv2d):
-        def effective_weight(self):
-            return torch.sign(self.weight - self.weight.mean()) * 0.3
-
-    layer = Centred(1, 4, kernel=1)
-    put(layer, 1.0, 2.0, 3.0, 4.0)
-    counter = FlipCounter({'conv': layer})
-    put(layer, 1.0, 2.0, 3.0, 20.0)  # the third falls below the mean, none changes its sign
-    assert counter.rates() == {'conv': 0.25}
+def test_a_layer_that_centres_its_weights_flips_where_its_signs_do():
+    layer = RecuConv2d(4, 1)
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+        layer.weight[0, 0] = 1.0
+        counter = FlipCounter({'conv': layer})
+        before = layer.eval().effective_weight()
+        layer.weight[0, 1] = 9.0  # the mean passes the other two quarters
+        assert (layer.weight > 0).all()
+        changed = (layer.effective_weight() != before).float().mean().item()
+    assert counter.rates() == {'conv': 0.5} == {'conv': changed}
 
 
 def test_counting_keeps_no_graph_and_eight_signs_a_byte():

@@ -6,10 +6,13 @@ import torch
 from bicrossnet_ros.errors import ConfigError
 from training.averaging import reestimate_norms
 from training.config import ModelConfig, UnfreezingConfig
+from training.models.names import BACKBONES
 from training.models.network import make_network
 from training.models.partition import binary_layers, partition
 from training.unfreezing import Phase, apply_phase, first_binary_epoch, phase_of
 
+# Too large to be made for a test, and of the same classes as smaller ones.
+LARGE = ('bnext_tiny', 'bnext_small', 'bnext_middle', 'bnext_large', 'convnext_tiny')
 PAPER = UnfreezingConfig()
 HEAD = Phase('head', 0, binary=False)
 NORM_BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -220,3 +223,50 @@ def test_a_network_without_a_head_cannot_train_it_alone():
     with pytest.raises(ConfigError, match='head_epochs: 0'):
         apply_phase(bare, HEAD)
     apply_phase(bare, Phase('float', len(bare.backbone.stages()), binary=False))
+
+
+@pytest.mark.parametrize('name', [name for name in BACKBONES if name not in LARGE])
+def test_the_phases_divide_the_parameters_of_every_backbone(name):
+    network = make_network(ModelConfig(name=name, bottleneck=8), classes=3)
+    stages = network.backbone.stages()
+    groups = partition(network)
+    counted = [id(value) for stage in stages for value in stage.parameters()]
+    assert len(set(counted)) == len(counted)
+    assert set(counted) == {id(value) for value in network.backbone.parameters()}
+
+    def trained():
+        return {name for name, value in network.named_parameters() if value.requires_grad}
+
+    apply_phase(network, HEAD)
+    assert trained() == set(groups.head)
+    assert not any(module.training for module in network.backbone.modules())
+    apply_phase(network, phase_of(PAPER, 20, len(stages)))
+    assert trained() == set(groups.head) | set(groups.float_backbone)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(norm.training for norm in norms)
+    apply_phase(network, phase_of(PAPER, 40, len(stages)))
+    assert trained() == {name for name, _ in network.named_parameters()}
+
+
+def test_frozen_latent_weights_are_not_brought_into_range():
+    """XNOR-Net centres its latent weights at every step: frozen, they would move all the same."""
+    network = make_network(ModelConfig(name='resnet34_xnor', bottleneck=8), classes=3)
+    latent = partition(network).binary
+    before = {name: value.clone() for name, value in latent.items()}
+    apply_phase(network, HEAD)
+    network.clamp_parameters()
+    apply_phase(network, phase_of(PAPER, 20, 5))
+    network.clamp_parameters()
+    assert all(torch.equal(value, before[name]) for name, value in latent.items())
+    apply_phase(network, phase_of(PAPER, 40, 5))
+    network.clamp_parameters()
+    assert not any(torch.equal(value, before[name]) for name, value in latent.items())
+
+
+def test_a_binary_layer_with_a_float_parameter_trains_it_in_the_second_phase():
+    network = make_network(ModelConfig(name='resnet34_recu', bottleneck=8), classes=3)
+    apply_phase(network, phase_of(PAPER, 20, 5))
+    for layer in binary_layers(network).values():
+        assert layer.alpha.requires_grad
+        assert not layer.weight.requires_grad
+        assert layer.training  # its input is standardised for the gradient while it trains

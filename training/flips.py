@@ -71,7 +71,7 @@ class FlipCounter:
 @torch.no_grad()
 def packed_signs(layer: BinaryConv2d) -> Tensor:
     """Return the signs of a layer's weights as bits, uint8 (ceil(weights / 8),); 1 is +1."""
-    bits = (layer.effective_weight() >= 0).flatten()
+    bits = layer.positive().flatten()
     padded = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
     return (padded.to(torch.uint8) << _places(bits.device)).sum(dim=1, dtype=torch.uint8)
 

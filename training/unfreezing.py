@@ -99,8 +99,9 @@ def apply_phase(network: GeoNetwork, phase: Phase) -> None:
         network.backbone.eval()
     if not phase.binary:
         for layer in binary_layers(network).values():
-            layer.eval()
             layer.weight.requires_grad_(False)
+            # A layer may have float parameters beside its latent weights; these train.
+            layer.train(any(parameter.requires_grad for parameter in layer.parameters()))
     for parameter in network.parameters():
         if not parameter.requires_grad:
             parameter.grad = None
