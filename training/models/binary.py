@@ -58,7 +58,8 @@ def _sign(x: Tensor) -> Tensor:
     # A comparison that writes floats at once: on a CPU six times as fast as one that makes
     # booleans and converts them. In mixed precision it writes what the convolution will read.
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    narrow = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if narrow else x.dtype
     result = torch.empty_like(x, dtype=dtype)
     torch.ge(x, 0, out=result)
     return result.mul_(2.0).sub_(1.0)
