@@ -121,13 +121,16 @@ def test_heads_add_what_their_formula_says(count, size):
     assert whole.binops == alone.binops
 
 
-@pytest.mark.parametrize('name', BACKBONES)
+SMALL = [
+    name for name in BACKBONES if name.removeprefix('bnext_') not in ('small', 'middle', 'large')
+]
+
+
+@pytest.mark.parametrize('name', SMALL)
 def test_products_agree_with_torchs_own_counter(name):
     """No convolution or linear layer is missed: torch counts operators, two a product."""
     shape = (1, 3, 64, 64)
     found = complexity_of(name, input_shape=shape)
-    if found.parameters > 50e6:
-        pytest.skip('the same code as its smaller sizes, and slow to make with numbers')
     network = make_backbone(name).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from training.models.binary import BinaryConv2d
@@ -109,7 +108,7 @@ def count_layers(network: GeoNetwork, input_shape: tuple[int, int, int, int]) ->
     Parameters
     ----------
     network : GeoNetwork
-        In evaluation mode, on the meta device; it is moved off it.
+        In evaluation mode, on the meta device.
     input_shape : tuple of int
         (N, 3, H, W).
 
@@ -135,12 +134,8 @@ def count_layers(network: GeoNetwork, input_shape: tuple[int, int, int, int]) ->
     handles = [module.register_forward_pre_hook(enter) for module in layers]
     handles += [module.register_forward_hook(leave) for module in layers]
     try:
-        # Fake tensors have a device, which code for mixed precision asks for; meta ones do not.
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            network.to_empty(device='cpu')
-            image = torch.empty(input_shape)
-            with counter:
-                network(image)
+        with torch.no_grad(), counter:
+            network(torch.empty(input_shape, device='meta'))
     finally:
         for handle in handles:
             handle.remove()
