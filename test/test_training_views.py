@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from training.config import ViewConfig
-from training.data.views import Place, _matrix, make_batch, radiometry, sample_places, view_pair, warp
+from training.data.views import (
+    Place,
+    _matrix,
+    make_batch,
+    radiometry,
+    sample_places,
+    view_pair,
+    warp,
+)
 
 CLEAN = ViewConfig(
     illumination_share=0.0,
@@ -69,6 +77,15 @@ def test_clean_still_views_are_equal():
     (place,) = sample_places(rng, scene_px=128, places=1, config=STILL)
     tile, query = view_pair(scene(), place, rng, size_px=48, config=STILL)
     np.testing.assert_array_equal(tile, query)
+
+
+def test_fine_patterns_are_averaged_not_aliased():
+    rows, cols = np.mgrid[:512, :512]
+    checkers = np.where((rows + cols) % 2, 200, 50).astype(np.uint8)
+    image = np.repeat(checkers[..., None], 3, -1)
+    place = Place(row_px=255.5, col_px=255.5, side_px=384, rotation_rad=0.3)
+    for view in view_pair(image, place, np.random.default_rng(0), size_px=96, config=STILL):
+        np.testing.assert_allclose(view, 125, atol=20)
 
 
 def test_moved_views_share_most_of_their_ground():

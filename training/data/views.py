@@ -76,8 +76,7 @@ def view_pair(
     -------
     tile, query : ndarray of uint8, shape (size_px, size_px, 3)
     """
-    level = _matrix(place, size_px)
-    tile = radiometry(warp(scene, level, size_px), rng, config)
+    tile = radiometry(_look(scene, place, size_px), rng, config)
     limit = math.log(config.scale_ratio)
     offset_px = rng.uniform(-config.offset, config.offset, 2) * place.side_px
     seen = Place(
@@ -88,8 +87,19 @@ def view_pair(
         + math.radians(rng.uniform(-config.heading_error_deg, config.heading_error_deg)),
     )
     tilt = rng.uniform(-config.tilt, config.tilt, 2).tolist()
-    query = radiometry(warp(scene, _matrix(seen, size_px, tilt), size_px), rng, config)
+    query = radiometry(_look(scene, seen, size_px, tilt), rng, config)
     return tile, query
+
+
+def _look(
+    scene: NDArray[np.uint8], place: Place, size_px: int, tilt: Sequence[float] = (0.0, 0.0)
+) -> NDArray[np.uint8]:
+    """Render a place; where the scene is much finer than the view, from averages of its pixels."""
+    finer = max(1, round(place.side_px / size_px))
+    view = warp(scene, _matrix(place, finer * size_px, tilt), finer * size_px)
+    if finer == 1:
+        return view
+    return np.asarray(cv2.resize(view, (size_px, size_px), interpolation=cv2.INTER_AREA))
 
 
 def _matrix(place: Place, size_px: int, tilt: Sequence[float] = (0.0, 0.0)) -> NDArray[np.float64]:
