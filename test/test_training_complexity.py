@@ -1,5 +1,6 @@
 """What networks cost, against the published counts and against formulas of the channel table."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,10 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bicrossnet_ros.engine.architecture import float_shapes, packed_shapes, units
 from bicrossnet_ros.errors import ConfigError
+from training.checkpoint import save_checkpoint
 from training.complexity import complexity_of, main, parse_shape
+from training.config import ModelConfig, TrainConfig, config_to_dict
 from training.models import CHANNELS
 from training.models.names import BACKBONES
-from training.models.network import make_backbone
+from training.models.network import make_backbone, make_network
 
 TWO_AT_256 = (2, 3, 256, 256)
 ONE_AT_384 = (1, 3, 384, 384)
@@ -202,6 +205,19 @@ def test_model_file(tmp_path, capsys):
     assert found['file_bytes'] == path.stat().st_size
     assert 0 < found['file_bytes'] - found['tensor_bytes'] < 60_000
     assert found['ops'] == complexity_of('bnext_nano', input_shape=(1, 3, 64, 64)).ops
+
+
+def test_checkpoint(tmp_path):
+    """The backbone of a checkpoint is counted, whatever its own heads are."""
+    config = TrainConfig(model=ModelConfig(name='bnext_nano'))
+    network = make_network(config.model, classes=3)
+    path = tmp_path / 'final.pt'
+    state = {'config': config_to_dict(config), 'classes': ['a', 'b', 'c']}
+    save_checkpoint(path, {**state, 'network': network.state_dict()})
+    found = complexity_of(str(path), input_shape=(1, 3, 64, 64))
+    named = complexity_of('bnext_nano', input_shape=(1, 3, 64, 64))
+    assert dataclasses.replace(found, name=named.name) == named
+    assert found.file_bytes is None
 
 
 def test_command_prints_the_table(capsys):
