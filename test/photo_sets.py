@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -29,25 +28,27 @@ def write(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-class Links:
-    """Many names for few files: counts are real, the disk is spared."""
+class Places:
+    """Folders of places that are links to a few real ones: counts are real, the disk is spared."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        # A file system allows some 65,000 names for one file.
-        self.files = [write(folder / f'{k}.jpg', picture(k)) for k in range(4)]
-        self.count = 0
+        self.folder = folder
+        self.real: dict[tuple[str, ...], Path] = {}
 
-    def images(self, folder: Path, names: list[str]) -> None:
-        folder.mkdir(parents=True)
-        for name in names:
-            os.link(self.files[self.count % len(self.files)], folder / name)
-            self.count += 1
+    def add(self, folder: Path, names: list[str]) -> None:
+        """Make a folder that holds images of these names, which may have folders in them."""
+        key = tuple(names)
+        if key not in self.real:
+            self.real[key] = self.folder / str(len(self.real))
+            for seed, name in enumerate(names):
+                write(self.real[key] / name, picture(seed))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(self.real[key], target_is_directory=True)
 
 
 def university(root: Path, *, train: list[int], query: list[int], extra: list[int], drone: int):
     """University-1652: `drone` images a place, one more for place 0000; `extra`: distractors."""
-    links = Links(root.parent / f'{root.name}-files')
+    links = Places(root.parent / f'{root.name}-files')
 
     def part(folder: str, places: list[int]) -> None:
         for place in places:
@@ -55,7 +56,7 @@ def university(root: Path, *, train: list[int], query: list[int], extra: list[in
                 names = [f'{place:04d}.jpg']
             else:
                 names = [f'image-{k:02d}.jpeg' for k in range(1, drone + 1 + (place == 0))]
-            links.images(root / folder / f'{place:04d}', names)
+            links.add(root / folder / f'{place:04d}', names)
 
     part('train/drone', train)
     part('train/satellite', train)
@@ -69,18 +70,17 @@ def university(root: Path, *, train: list[int], query: list[int], extra: list[in
 
 
 def sues_raw(root: Path, *, drone: int, places: int = 200) -> Path:
-    links = Links(root.parent / f'{root.name}-files')
+    links = Places(root.parent / f'{root.name}-files')
     for place in range(1, places + 1):
-        for height in HEIGHTS_M:
-            names = [f'{k}.jpg' for k in range(drone)]
-            links.images(root / 'drone_view_512' / f'{place:04d}' / str(height), names)
-        links.images(root / 'satellite-view' / f'{place:04d}', ['0.png'])
+        names = [f'{height}/{k}.jpg' for height in HEIGHTS_M for k in range(drone)]
+        links.add(root / 'drone_view_512' / f'{place:04d}', names)
+        links.add(root / 'satellite-view' / f'{place:04d}', ['0.png'])
     return root
 
 
 def sues_split(root: Path, *, drone: int) -> Path:
     """The folders that the authors' benchmark code makes."""
-    links = Links(root.parent / f'{root.name}-files')
+    links = Places(root.parent / f'{root.name}-files')
     everything = list(range(1, 201))
     train = [place for place in everything if place not in SUES_TEST]
     parts = {
@@ -95,5 +95,5 @@ def sues_split(root: Path, *, drone: int) -> Path:
         for folder, places in parts.items():
             names = [f'{k}.jpg' for k in range(drone)] if 'drone' in folder else ['0.png']
             for place in places:
-                links.images(root / folder.format(height) / f'{place:04d}', names)
+                links.add(root / folder.format(height) / f'{place:04d}', names)
     return root

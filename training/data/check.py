@@ -256,4 +256,5 @@ def _undecodable(paths: Sequence[Path], threads: int, *, scenes: bool) -> list[s
 
 def _named(names: Sequence[str]) -> str:
     more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-    return f'{len(names)} places ({", ".join(names[:NAMED])}{more})'
+    noun = 'place' if len(names) == 1 else 'places'
+    return f'{len(names)} {noun} ({", ".join(names[:NAMED])}{more})'

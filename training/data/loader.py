@@ -113,13 +113,15 @@ def batches(
         )
     steps_per_epoch(source, config)
     steps = _Steps(source, config, seed, stream, rank, world)
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch | ImageError] = DataLoader(
         steps,
         batch_size=None,
         sampler=range(first_step, last_step),
         num_workers=config.workers,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
+        # Without one of its own it would draw from torch's, and a resumed run would differ.
+        generator=torch.Generator(),
     )
     return _reported(loader)
 
@@ -161,8 +163,11 @@ def _planes(values: NDArray[np.float32], like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device).view(1, 3, 1, 1)
 
 
-class _Steps(Dataset[Batch]):
-    """Batches by the number of their step."""
+class _Steps(Dataset[Batch | ImageError]):
+    """Batches by the number of their step.
+
+    A fatal error is returned, not raised: a worker process would wrap it in its own traceback.
+    """
 
     def __init__(
         self,
@@ -179,7 +184,13 @@ class _Steps(Dataset[Batch]):
         self.steps = steps_per_epoch(source, config)
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | ImageError:
+        try:
+            return self._batch(step)
+        except ImageError as error:
+            return error.with_traceback(None)
+
+    def _batch(self, step: int) -> Batch:
         epoch, index = divmod(step, self.steps)
         key = (self.seed, self.stream, epoch)
         problems: list[str] = []
@@ -231,10 +242,12 @@ def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _reported(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def _reported(loader: DataLoader[Batch | ImageError]) -> Iterator[Batch]:
     """Pass batches on and warn once of every image that could not be decoded."""
     seen: set[str] = set()
     for batch in loader:
+        if isinstance(batch, ImageError):
+            raise batch
         for problem in batch.problems:
             if problem not in seen:
                 seen.add(problem)
