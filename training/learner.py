@@ -93,6 +93,7 @@ class Learner:
         phase = phase_of(self.config.unfreezing, epoch, self._stages)
         apply_phase(self.network, phase)
         self.loss.train()
+        self.network.set_progress(min(1.0, epoch / self.config.run.epochs))
         decay = self.config.model.temperature_decay
         # At temperature 0 a binary weight is a sign; at 1 it is its clamped latent.
         self.network.set_temperature(decay**epoch if decay < 1 else 0.0)

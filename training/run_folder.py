@@ -50,8 +50,9 @@ def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> dict[str, An
 def _check_same_run(out: Path, found: dict[str, Any], config: TrainConfig) -> None:
     """Refuse to resume with a configuration that differs in more than `CHANGEABLE`."""
     before, now = _flat(found), _flat(config_to_dict(config))
-    # A cosine ends with the run; the other schedules do not know its length.
-    free = CHANGEABLE | (set() if config.optimizer.schedule == 'cosine' else {'run.epochs'})
+    # A cosine and ReCU's quantile end with the run; all else does not know its length.
+    bound = config.optimizer.schedule == 'cosine' or config.model.name == 'resnet34_recu'
+    free = CHANGEABLE | (set() if bound else {'run.epochs'})
     changed = [key for key in now if key not in free and now[key] != before.get(key)]
     if changed:
         what = '; '.join(f'{key} was {before.get(key)!r}, now {now[key]!r}' for key in changed)
