@@ -96,7 +96,7 @@ def test_triplet_equals_the_loops_with_its_gradient(seed):
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
 
 
-def test_anchors_without_a_negative_count_nothing():
+def test_a_batch_of_one_place_has_no_triplet():
     satellite, drone = on_circle(0.0, 50.0), on_circle(20.0, 90.0)
     satellite.requires_grad_()
     value = cross_view_triplet(satellite, drone, torch.tensor([4, 4]), margin=MARGIN)
