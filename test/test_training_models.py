@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from bicrossnet_ros.engine.architecture import units
+from training.config import ModelConfig
 from training.models import CHANNELS, BinaryConv2d, binary_activation, binary_weight, make_bnext
 from training.models.bnext import BinaryUnit
+from training.models.network import make_network
 
 
 def count(network, kind=None):
@@ -53,6 +55,19 @@ def test_counts_of_the_public_implementation(size, total_m, deployable_m, binary
     assert round((count(classifying) + dead(network)) / 1e6, 3) == total_m
     assert round((count(network) + dead(network)) / 1e6, 2) == deployable_m
     assert round(count(network, 'binary') / 1e6, 3) == binary_m
+
+
+@pytest.mark.parametrize(
+    ('size', 'classes', 'total_m'),
+    [('tiny', 701, 33.519), ('tiny', 120, 32.625), ('middle', 701, 137.945)],
+)
+def test_counts_of_the_paper_with_its_three_heads(size, classes, total_m):
+    """The release keeps the unused classifier of 1000 classes beside the three heads."""
+    with torch.device('meta'):
+        classifying = make_bnext(size, classes=1000)
+        network = make_network(ModelConfig(name=f'bnext_{size}'), classes=classes)
+    unused = count(classifying) - count(network.backbone) + dead(classifying)
+    assert round((count(network) + unused) / 1e6, 3) == total_m
 
 
 def test_tiny_has_13_large_and_18_small_binary_convolutions():

@@ -151,7 +151,12 @@ class XnorBlock(nn.Module):
 
 
 class RecuBlock(nn.Module):
-    """Twice binary convolution, BatchNorm, own shortcut, clamp to +-1 (Hardtanh)."""
+    """Twice binary convolution, BatchNorm, own shortcut, clamp to +-1 (Hardtanh).
+
+    The gains of the norms start at zero, so that a block starts as its shortcut: at one, 32 clamps
+    in a row saturate and the network does not learn. (The released code starts every norm at
+    1e-8, the stem's too.)
+    """
 
     def __init__(self, channels_in: int, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -159,6 +164,8 @@ class RecuBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = RecuConv2d(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
+        for norm in (self.bn1, self.bn2):
+            nn.init.zeros_(norm.weight)
         self.downsample = _shortcut(channels_in, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
