@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(options).items()}
         done = evaluate(EvaluationOptions(**values))
     except BiCrossNetError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
         return 2
     print(markdown(done))
     print(f'written: {options.out}', file=sys.stderr)
