@@ -273,42 +273,47 @@ def find_row(key: str) -> PaperRow:
 def row_for(config: TrainConfig) -> PaperRow | None:
     """Find the row that a run of this configuration answers to; None if there is none.
 
-    Table 6 is labelled as trained with Bi-Gradual Unfreezing, yet its Adam row equals table 5's
-    row without it; so 'all parameters from the start, Bi-Partitioned' is table 6's last row, and
-    any run with a single optimiser other than Adam its row of table 6, whatever the unfreezing.
+    Rows are told by backbone, teacher, unfreezing, optimiser and 250 epochs. Table 6 is labelled
+    as trained with Bi-Gradual Unfreezing, yet its Adam row equals table 5's row without it: runs
+    that train all parameters from the start answer to table 6, and to the rows of tables 4 and 8.
     """
-    model, unfreezing = config.model.name, config.unfreezing.strategy
-    optimizer = config.optimizer.strategy
-    distilled = bool(config.losses.teacher) and config.losses.logit_distillation > 0
-    if config.data.source == 'sues200':
-        return ROWS['table2_tiny'] if model == 'bnext_tiny' and distilled else None
-    if config.data.source != 'university1652':
+    losses, unfreezing = config.losses, config.unfreezing
+    other_losses = losses.info_nce or losses.feature_distillation
+    if other_losses or config.run.epochs != TABLE_7['A'][3]:
         return None
-    if not distilled:
-        key = {
-            'resnet34_xnor': 'table8_xnor',
-            'resnet34_recu': 'table8_recu',
-            'bnext_tiny': 'table8_bnext_tiny',
-            'bnext_middle': 'table8_bnext_middle',
-        }.get(model)
-    elif model == 'bnext_tiny':
-        key = _row_of_tiny(unfreezing, optimizer)
-    else:
-        bi_gradual = unfreezing == 'bi_gradual'
-        middle = 'table3_middle' if bi_gradual else 'table4_bnext_middle_kd'
-        key = {'resnet34_recu': 'table4_recu_kd', 'bnext_middle': middle}.get(model)
+    phases = unfreezing.head_epochs, unfreezing.partial_epochs
+    strategy = 'none' if phases == (0, 0) else unfreezing.strategy
+    if strategy == 'bi_gradual' and phases != TABLE_7['A'][:2]:
+        return None
+    recipe = strategy, config.optimizer.strategy
+    distilled = bool(losses.teacher) and losses.logit_distillation > 0
+    rows = _ROWS_OF_RECIPES.get((config.data.source, distilled, *recipe), {})
+    key = rows.get(config.model.name)
     return ROWS[key] if key else None
 
 
-def _row_of_tiny(unfreezing: str, optimizer: str) -> str | None:
-    """Key for BNext-tiny with distillation on University-1652."""
-    if optimizer in ('sgd', 'adamw', 'lion'):
-        return f'table6_{optimizer}'
-    if unfreezing == 'gradual':
-        return 'table5_gradual'
-    return {
-        ('bi_gradual', 'bi_partitioned'): 'table3_tiny',
-        ('bi_gradual', 'adam'): 'table5_bi_gradual',
-        ('none', 'bi_partitioned'): 'table6_bi_partitioned',
-        ('none', 'adam'): 'table5_none',
-    }.get((unfreezing, optimizer))
+# (source, with a teacher, unfreezing, optimiser) to the row of each backbone.
+_ROWS_OF_RECIPES: Mapping[tuple[str, bool, str, str], Mapping[str, str]] = {
+    ('sues200', True, 'bi_gradual', 'bi_partitioned'): {'bnext_tiny': 'table2_tiny'},
+    ('university1652', True, 'bi_gradual', 'bi_partitioned'): {
+        'bnext_tiny': 'table3_tiny',
+        'bnext_middle': 'table3_middle',
+    },
+    ('university1652', False, 'none', 'adam'): {
+        'resnet34_xnor': 'table8_xnor',
+        'resnet34_recu': 'table8_recu',
+        'bnext_tiny': 'table8_bnext_tiny',
+        'bnext_middle': 'table8_bnext_middle',
+    },
+    ('university1652', True, 'none', 'adam'): {
+        'resnet34_recu': 'table4_recu_kd',
+        'bnext_tiny': 'table5_none',
+        'bnext_middle': 'table4_bnext_middle_kd',
+    },
+    ('university1652', True, 'gradual', 'adam'): {'bnext_tiny': 'table5_gradual'},
+    ('university1652', True, 'bi_gradual', 'adam'): {'bnext_tiny': 'table5_bi_gradual'},
+    **{
+        ('university1652', True, 'none', optimizer): {'bnext_tiny': f'table6_{optimizer}'}
+        for optimizer in ('sgd', 'adamw', 'lion', 'bi_partitioned')
+    },
+}
