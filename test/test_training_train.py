@@ -1,269 +1,515 @@
-"""The trainer: resumes exactly, learns, splits by scene, refuses what it cannot use."""
+"""The trainer: resumes exactly, learns, distils, records, and says what it cannot use."""
 
-import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from photo_sets import picture, write
 
-from bicrossnet_ros.encoder import open_encoder
 from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
-from training import train as trainer
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import TrainConfig, ViewConfig, config_from_dict, load_config
-from training.evaluate import recall_at
-from training.export import main as export_main
-from training.losses import SymmetricInfoNCE
-from training.models import BinaryConv2d, make_bnext
-from training.data.scenes import list_scenes, load_scenes, split_scenes
-
-SMALL = TrainConfig(
-    model='nano',
-    input_px=32,
-    scene_px=64,
-    holdout=4,
-    steps=4,
-    scenes_per_step=4,
-    warmup_steps=1,
-    threads=1,
-    bfloat16=False,
-    evaluate_every=2,
-    checkpoint_every=2,
-    norm_steps=2,
+from training.checkpoint import (
+    load_checkpoint,
+    network_from_checkpoint,
+    network_from_state,
+    save_checkpoint,
 )
+from training.config import TrainConfig, config_from_dict, load_config, with_changes
+from training.data.loader import Batch, batches
+from training.data.sources import make_sources
+from training.distributed import Team
+from training.final_weights import choose_weights
+from training.learner import Learner
+from training.models.binary import BinaryConv2d
+from training.train import main, train
+from training.validation import Validation
+
+ALONE = Team(torch.device('cpu'))
+# Two steps an epoch: head, float weights, then all, with everything on that has a state.
+SMALL = config_from_dict(
+    {
+        'data': {'places_per_step': 4, 'holdout': 4},
+        'model': {'name': 'bnext_nano', 'input_px': 32, 'bottleneck': 8},
+        'losses': {'info_nce': 1},
+        'unfreezing': {'head_epochs': 1, 'partial_epochs': 1},
+        'optimizer': {'clip_norm': 5, 'milestones': [3]},
+        'run': {
+            'epochs': 4,
+            'threads': 1,
+            'checkpoint_every': 3,
+            'evaluate_every': 2,
+            'average_decay': 0.9,
+            'norm_steps': 2,
+        },
+    },
+    source='test',
+)
+SHORT = ['run.epochs=2', 'run.average_decay=0', 'run.norm_steps=0', 'run.tensorboard=false']
+BRIEF = with_changes(SMALL, SHORT)
+
+
+def make_data(root: Path, *, places: range = range(1, 12), drones: int = 3) -> Path:
+    for place in places:
+        image = picture(place)
+        write(root / f'train/satellite/{place:04d}/{place:04d}.jpg', image)
+        for view in range(1, drones + 1):
+            shifted = np.roll(image, 3 * view, axis=1)
+            write(root / f'train/drone/{place:04d}/image-{view:02d}.jpeg', shifted)
+    return root
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('scenes')
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        image = cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (80, 80))
-        (folder / f'class{number % 2}').mkdir(exist_ok=True)
-        cv2.imwrite(str(folder / f'class{number % 2}' / f'{number:02d}.png'), image)
-    return folder
+    return make_data(tmp_path_factory.mktemp('places'))
 
 
 @pytest.fixture(scope='module')
 def whole_run(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp('whole')
-    figures = trainer.train(SMALL, data=data, out=out, resume=False)
+    out = tmp_path_factory.mktemp('whole') / 'run'
+    figures = train(SMALL, data=data, out=out)
     return out, figures
 
 
-def test_resumed_run_equals_uninterrupted_run(data, whole_run, tmp_path, monkeypatch):
-    class PowerCut(Exception):
-        pass
-
-    def save_and_die(path, state):
-        save_checkpoint(path, state)
-        raise PowerCut
-
-    monkeypatch.setattr(trainer, 'save_checkpoint', save_and_die)
-    with pytest.raises(PowerCut):
-        trainer.train(SMALL, data=data, out=tmp_path, resume=False)
-    monkeypatch.undo()
-    assert load_checkpoint(tmp_path / 'checkpoint.pt')['step'] == 2
-    figures = trainer.train(SMALL, data=data, out=tmp_path, resume=True)
-
-    out, whole_figures = whole_run
-    assert figures == whole_figures
-    states = [load_checkpoint(folder / 'final.pt') for folder in (out, tmp_path)]
-    assert states[0]['model'].keys() == states[1]['model'].keys()
-    for name, value in states[0]['model'].items():
-        assert torch.equal(value, states[1]['model'][name]), name
+def history(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / 'history.jsonl').read_text().splitlines()]
 
 
-def test_run_leaves_its_record(whole_run):
+def without_speed(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != 'images_per_s'} for line in lines]
+
+
+def assert_equal_states(first: dict, second: dict, *, path: str = '') -> None:
+    assert type(first) is type(second), path
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_equal_states(first[key], second[key], path=f'{path}/{key}')
+    elif isinstance(first, list):
+        assert len(first) == len(second), path
+        for k, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal_states(*pair, path=f'{path}/{k}')
+    else:
+        assert first == second, path
+
+
+def command(config: Path, data: Path, out: Path, *more: str) -> list[str]:
+    program = [sys.executable, '-m', 'training.train', str(config)]
+    return [*program, '--data', str(data), '--out', str(out), *more]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        arguments,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_run_resumes_bit_by_bit(data, whole_run, tmp_path):
+    out, figures = whole_run
+    for attempt in range(5):  # a busy machine may let the run end before it can be killed
+        killed = tmp_path / str(attempt)
+        process = start(command(out / 'config.yaml', data, killed))
+        while not (killed / 'checkpoint.pt').exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if load_checkpoint(killed / 'checkpoint.pt')['step'] < 8:
+            break
+    step = load_checkpoint(killed / 'checkpoint.pt')['step']
+    assert step in (3, 6)  # between two checkpoints, and in the middle of an epoch or a phase
+
+    assert train(SMALL, data=data, out=killed, resume=True) == figures
+    for name in ('checkpoint.pt', 'final.pt'):
+        states = [load_checkpoint(folder / name) for folder in (out, killed)]
+        assert_equal_states(*states)
+    assert without_speed(history(killed)) == without_speed(history(out))
+    starts = [json.loads(line) for line in (killed / 'starts.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in starts] == [0, step]
+
+
+def test_a_run_leaves_its_record(whole_run):
     out, figures = whole_run
     assert load_config(out / 'config.yaml') == SMALL
-    lines = [json.loads(line) for line in (out / 'history.jsonl').read_text().splitlines()]
-    assert [line['step'] for line in lines] == [2, 4, 4]
-    state = load_checkpoint(out / 'final.pt')
-    assert state['step'] == 4
-    assert re.fullmatch(r'[0-9a-f]{40}(-dirty)?|unknown', state['git_revision'])
-    assert state['figures'] == figures
-    assert set(figures) == {'recall_at_1', 'recall_at_5', 'recall_at_20', 'step', 'tiles'}
+    epochs = [line for line in history(out) if 'loss' in line]
+    assert [(line['epoch'], line['step']) for line in epochs] == [(1, 2), (2, 4), (3, 6), (4, 8)]
+    assert [line['phase'] for line in epochs] == ['head', 'float', 'all', 'all']
+    terms = {'cross_entropy', 'triplet', 'info_nce', 'total'}
+    for line in epochs:
+        assert set(line['loss']) == terms
+        assert line['skipped'] == 0
+        assert line['images_per_s'] > 0
+    # The binary weights move in the last phase alone; Adam's milestone is after epoch 3, Lion's
+    # counts from the epoch that frees them.
+    assert [max(line['flips'].values()) > 0 for line in epochs] == [False, False, True, True]
+    rates = [line['learning_rate'] for line in epochs]
+    assert [rate['float'] for rate in rates] == pytest.approx([6e-3, 6e-3, 6e-3, 6e-4])
+    assert [rate['binary'] for rate in rates] == pytest.approx([1e-3] * 4)
+    validations = [line for line in history(out) if 'validation' in line]
+    assert [line['epoch'] for line in validations] == [2, 4]
+
+    final = load_checkpoint(out / 'final.pt')
+    assert (final['step'], final['epoch']) == (8, 4)
+    assert final['classes'] == [f'{place:04d}' for place in (2, 3, 4, 6, 7, 8, 10, 11)]
+    assert re.fullmatch(r'[0-9a-f]{40}(-dirty)?|unknown', final['git_revision'])
+    recalls = {'recall_at_1', 'recall_at_5', 'recall_at_10', 'places'}
+    assert set(final['figures']) == recalls
+    assert figures == {'step': 8, 'epoch': 4, **final['figures']}
+    assert figures['places'] == 3
+    [start] = [json.loads(line) for line in (out / 'starts.jsonl').read_text().splitlines()]
+    assert (start['seed'], start['git_revision']) == (0, final['git_revision'])
 
 
-def test_checkpoint_exports_to_a_flying_model(whole_run, tmp_path, capsys):
-    out, figures = whole_run
-    path = tmp_path / 'small.safetensors'
-    assert export_main([str(out / 'final.pt'), '--out', str(path), '--data', 'noise']) == 0
-    record = json.loads(path.with_suffix('.json').read_text())
-    assert record['data'] == 'noise'
-    assert record['images_seen'] == 4 * 4 * 2 * 2
-    assert record['validation'] == figures
-    assert open_encoder(path).encode(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 512)
-    assert export_main(['--untrained', 'nano', '--out', str(tmp_path / 'u.safetensors')]) == 0
-    assert open_encoder(tmp_path / 'u.safetensors').model_name == 'u'
-    assert export_main(['--untrained', str(path), '--out', str(tmp_path / 'v.safetensors')]) == 0
-    assert open_encoder(tmp_path / 'v.safetensors').preprocessing.input_width_px == 32
-    assert export_main(['--untrained', 'huge', '--out', str(tmp_path / 'w.safetensors')]) == 2
-    assert export_main([str(out / 'none.pt'), '--out', str(path)]) == 2
-    assert export_main([str(out / 'final.pt'), '--out', str(tmp_path / 'x.onnx')]) == 2
-    assert 'no such checkpoint' in capsys.readouterr().err
+def test_tensorboard_shows_the_curves(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole_run[0] / 'tensorboard'))
+    events.Reload()
+    tags = set(events.Tags()['scalars'])
+    assert {'loss/total', 'learning_rate/float', 'learning_rate/binary', 'images_per_s'} <= tags
+    assert {'validation/recall_at_1', 'flips/backbone.blocks.0.unit3x3.conv'} <= tags
+    lines = [line for line in history(whole_run[0]) if 'loss' in line]
+    curve = [(point.step, point.value) for point in events.Scalars('loss/total')]
+    assert curve == [(line['step'], pytest.approx(line['loss']['total'])) for line in lines]
 
 
-def test_training_steps_reduce_the_loss_on_one_batch():
-    torch.manual_seed(0)
-    config = replace(SMALL, learning_rate=2e-3)
-    model, loss = make_bnext('nano'), SymmetricInfoNCE(0.07)
-    optimizer = trainer.make_optimizer(model, loss, config)
-    rng = np.random.default_rng(0)
-    views = tuple(rng.integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
-    views = (views[0], np.clip(views[0] + views[1] // 8, 0, 255).astype(np.uint8))
-    values = [
-        trainer.train_step(model, loss, optimizer, views, trainer.Preprocessing(32, 32), config)
-        for _ in range(12)
-    ]
-    assert values[-1] < 0.5 * values[0]
-    latents = [m.weight for m in model.modules() if isinstance(m, BinaryConv2d)]
-    assert max(w.abs().max().item() for w in latents) <= 1.5
+def batch_of(data: Path, config: TrainConfig) -> tuple[tuple[str, ...], Batch]:
+    source, _ = make_sources(config, data)
+    [batch] = batches(source, config.data, seed=0, stream=0, first_step=0, last_step=1)
+    return source.names, batch
 
 
-def test_decay_spares_binary_latents_and_vectors():
-    model, loss = make_bnext('nano'), SymmetricInfoNCE(0.07)
-    decayed, others = trainer.make_optimizer(model, loss, SMALL).param_groups
-    assert (decayed['weight_decay'], others['weight_decay']) == (SMALL.weight_decay, 0)
-    latents = {id(m.weight) for m in model.modules() if isinstance(m, BinaryConv2d)}
-    assert not latents & {id(p) for p in decayed['params']}
-    assert all(p.ndim == 4 for p in decayed['params'])
-    everything = [*model.parameters(), *loss.parameters()]
-    grouped = [*decayed['params'], *others['params']]
-    assert sorted(map(id, grouped)) == sorted(map(id, everything))
+def test_steps_reduce_the_loss_on_one_batch(data):
+    config = with_changes(BRIEF, ['unfreezing.strategy=none', 'model.dropout=0'])
+    names, batch = batch_of(data, config)
+    learner = Learner(config, classes=names, team=ALONE)
+    learner.begin_epoch(0)
+    learner.set_rates(0)
+    totals = [float(learner.step(batch, step=step)['total']) for step in range(16)]
+    assert totals[-1] < 0.7 * totals[0]
+    latents = [m.weight for m in learner.network.modules() if isinstance(m, BinaryConv2d)]
+    assert max(weight.abs().max().item() for weight in latents) <= 1.5
 
 
-def test_learning_rate_schedule():
-    config = TrainConfig(
-        steps=110, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1, scenes_per_step=1
+def test_bfloat16_computes_about_the_same(data):
+    names, batch = batch_of(data, BRIEF)
+    terms = []
+    for precision in ('float32', 'bfloat16'):
+        config = with_changes(BRIEF, [f'run.precision={precision}'])
+        learner = Learner(config, classes=names, team=ALONE)
+        learner.begin_epoch(0)
+        terms.append(learner.step(batch, step=0))
+        assert {p.dtype for p in learner.network.parameters()} == {torch.float32}
+    assert terms[1]['total'].dtype == torch.float32
+    assert terms[0]['total'] != terms[1]['total']
+    torch.testing.assert_close(
+        terms[1]['cross_entropy'], terms[0]['cross_entropy'], rtol=0.02, atol=0
     )
-    rates = [trainer.learning_rate(step, config) for step in range(111)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.55)
-    assert rates[110] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    config = with_changes(BRIEF, ['run.precision=float16'])
+    with pytest.raises(ConfigError, match='float16, which needs a GPU'):
+        Learner(config, classes=names, team=ALONE)
 
 
-def test_info_nce_against_its_definition():
-    torch.manual_seed(0)
-    tiles, queries = torch.nn.functional.normalize(torch.randn(2, 5, 7), dim=-1)
-    loss = SymmetricInfoNCE(0.2)
-    logits = (queries @ tiles.T / 0.2).double()
-    picks = torch.arange(5)
-    rows = -(logits[picks, picks] - logits.logsumexp(1)).mean()
-    cols = -(logits[picks, picks] - logits.logsumexp(0)).mean()
-    assert loss(tiles, queries).item() == pytest.approx(0.5 * (rows + cols).item(), abs=1e-5)
-    with torch.no_grad():
-        loss.log_scale.fill_(50.0)
-    assert loss(tiles, queries).isfinite()
+def test_temperature_cools_with_the_epochs(data):
+    config = with_changes(BRIEF, ['model.temperature_decay=0.5', 'unfreezing.strategy=none'])
+    learner = Learner(config, classes=('a', 'b'), team=ALONE)
+    layer = next(m for m in learner.network.modules() if isinstance(m, BinaryConv2d))
+    learner.begin_epoch(3)
+    assert layer.temperature == 0.125
+    learner = Learner(BRIEF, classes=('a', 'b'), team=ALONE)
+    layer = next(m for m in learner.network.modules() if isinstance(m, BinaryConv2d))
+    learner.begin_epoch(3)
+    assert layer.temperature == 0
 
 
-def test_recall_counts_ties_against_the_query():
-    eye = np.eye(4, dtype=np.float32)
-    assert recall_at(eye, eye) == {'recall_at_1': 1, 'recall_at_5': 1, 'recall_at_20': 1}
-    same = np.ones((10, 1), np.float32)
-    assert recall_at(same, same, (1, 10)) == {'recall_at_1': 0, 'recall_at_10': 1}
-    swapped = eye[[1, 0, 2, 3]]
-    assert recall_at(eye, swapped, (1, 2))['recall_at_1'] == 0.5
+def test_deterministic_algorithms_suffice(data, tmp_path):
+    config = with_changes(BRIEF, ['run.deterministic=true', 'run.average_decay=0.5'])
+    try:
+        train(config, data=data, out=tmp_path / 'run')
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
-def test_split_is_by_scene_and_fixed(data):
-    paths = list_scenes(data)
-    assert [p.name for p in paths] == sorted(
-        (p.name for p in paths), key=lambda name: (int(name[:2]) % 2, name)
-    )
-    training, validation = split_scenes(paths, holdout=4)
-    assert len(validation) == 3
-    assert not set(training) & set(validation)
-    assert sorted(training + validation) == paths
-    scenes = load_scenes(validation, scene_px=32)
-    assert scenes.shape == (3, 32, 32, 3)
+def test_a_full_disk_keeps_the_checkpoint_for_a_longer_run(data, tmp_path):
+    longer, out = with_changes(BRIEF, ['run.epochs=3']), tmp_path / 'run'
+    train(BRIEF, data=data, out=out)
+    before = (out / 'checkpoint.pt').read_bytes()
+    # Linux' device that is always full, where the trainer writes first.
+    (out / 'checkpoint.partial').symlink_to('/dev/full')
+    message = r'\(No space left on device\); checkpoint.pt of before is intact; .* --resume'
+    with pytest.raises(ModelError, match=message):
+        train(longer, data=data, out=out, resume=True)
+    assert (out / 'checkpoint.pt').read_bytes() == before
+    assert not (out / 'checkpoint.partial').is_symlink()
+
+    figures = train(longer, data=data, out=out, resume=True)
+    assert figures == train(longer, data=data, out=tmp_path / 'at once')
+    states = [load_checkpoint(folder / 'final.pt') for folder in (out, tmp_path / 'at once')]
+    assert_equal_states(*states)
+    with pytest.raises(ConfigError, match=r'has done 6 steps already, run\.epochs 2 ends at 4'):
+        train(BRIEF, data=data, out=out, resume=True)
 
 
-def test_validation_views_never_change(data):
-    scenes = load_scenes(list_scenes(data), scene_px=64)
-    first, again = (trainer.validation_views(scenes, SMALL) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    steps = [trainer.draw_batch(scenes, SMALL, stream=0, step=k)[0] for k in (0, 1, 0)]
-    assert not np.array_equal(steps[0], steps[1])
-    np.testing.assert_array_equal(steps[0], steps[2])
+def test_a_run_whose_schedule_ends_with_it_gets_no_longer(data, whole_run, tmp_path):
+    state = load_checkpoint(whole_run[0] / 'checkpoint.pt')
+    state['config']['optimizer']['schedule'] = 'cosine'
+    save_checkpoint(tmp_path / 'checkpoint.pt', state)
+    longer = with_changes(SMALL, ['optimizer.schedule=cosine', 'run.epochs=5'])
+    with pytest.raises(ConfigError, match=r'run\.epochs was 4, now 5'):
+        train(longer, data=data, out=tmp_path, resume=True)
 
 
-def test_unusable_data(tmp_path):
-    with pytest.raises(ConfigError, match='found no image below it'):
-        list_scenes(tmp_path)
-    (tmp_path / 'broken.jpg').write_bytes(b'no image')
-    with pytest.raises(ImageError, match=r'broken\.jpg: not readable as an image'):
-        load_scenes(list_scenes(tmp_path), scene_px=32)
+def test_a_first_checkpoint_that_does_not_fit_leaves_nothing(tmp_path):
+    (tmp_path / 'checkpoint.partial').symlink_to('/dev/full')
+    with pytest.raises(ModelError, match='none was written before'):
+        save_checkpoint(tmp_path / 'checkpoint.pt', {'step': 0})
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_never_overwritten_or_mixed(data, whole_run):
+# What is refused ------------------------------------------------------------------------------
+
+
+def test_a_run_is_never_overwritten_or_mixed(data, whole_run, tmp_path):
     out, _ = whole_run
     with pytest.raises(ConfigError, match='holds a run already'):
-        trainer.train(SMALL, data=data, out=out, resume=False)
-    with pytest.raises(ConfigError, match='another seed'):
-        trainer.train(replace(SMALL, seed=1), data=data, out=out, resume=True)
-
-
-def test_unusable_checkpoints(tmp_path, data):
+        train(SMALL, data=data, out=out)
+    before = (out / 'config.yaml').read_text()
+    for change, message in [
+        ('run.seed=1', 'run.seed was 0, now 1'),
+        ('model.name=bnext_tiny', "model.name was 'bnext_nano', now 'bnext_tiny'"),
+        ('optimizer.milestones=[2]', r'optimizer.milestones was \[3\], now \[2\]'),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            train(with_changes(SMALL, [change]), data=data, out=out, resume=True)
+    other = make_data(tmp_path / 'other', places=range(2, 13))
+    with pytest.raises(ConfigError, match=r'now --data shows 8 \(0002 is in one of them alone\)'):
+        train(SMALL, data=other, out=out, resume=True)
+    assert (out / 'config.yaml').read_text() == before
     with pytest.raises(ModelError, match='start the training without --resume'):
-        trainer.train(SMALL, data=data, out=tmp_path, resume=True)
+        train(SMALL, data=data, out=tmp_path / 'nothing', resume=True)
+    assert not (tmp_path / 'nothing').exists()
+
+
+def test_unusable_checkpoints(whole_run, tmp_path):
     path = tmp_path / 'checkpoint.pt'
     path.write_bytes(b'x' * 100)
     with pytest.raises(ModelError, match='not a readable checkpoint'):
         load_checkpoint(path)
-    torch.save({'checkpoint_version': 0}, path)
-    with pytest.raises(ModelError, match='checkpoint version 0, expected 1'):
+    torch.save({'checkpoint_version': 1}, path)
+    with pytest.raises(ModelError, match='checkpoint version 1, expected 2'):
         load_checkpoint(path)
+    state = load_checkpoint(whole_run[0] / 'final.pt')
+    state['config']['model']['name'] = 'bnext_tiny'
+    with pytest.raises(ModelError, match='its weights do not fit the network'):
+        network_from_state(state, source=path)
+
+
+def test_a_network_comes_back_from_its_checkpoint(whole_run):
+    network = network_from_checkpoint(whole_run[0] / 'final.pt')
+    assert not network.training
+    assert len(network.classes) == 8
+    outputs = network(torch.zeros(1, 3, 32, 32))
+    assert outputs.logits[0].shape == (1, 8)
+
+
+def test_a_full_disk_under_the_history_ends_in_one_line(data, whole_run, tmp_path, capsys):
+    out = tmp_path / 'run'
+    out.mkdir()
+    (out / 'starts.jsonl').symlink_to('/dev/full')
+    config = whole_run[0] / 'config.yaml'
+    assert main([str(config), '--data', str(data), '--out', str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f'error: {out}: No space left on device; make room, then go on with --resume\n'
+    )
+
+
+def broken_teacher(source: Path, path: Path, **changes: object) -> str:
+    state = load_checkpoint(source / 'final.pt')
+    save_checkpoint(path, {**state, **changes})
+    return f'losses.teacher={path}'
+
+
+def test_a_teacher_of_other_places_is_refused(data, whole_run, tmp_path):
+    out, _ = whole_run
+    classes = load_checkpoint(out / 'final.pt')['classes']
+
+    def distil(change: str, *more: str) -> None:
+        train(with_changes(BRIEF, [change, *more]), data=data, out=tmp_path / 'run')
+
+    renamed = broken_teacher(out, tmp_path / 'a.pt', classes=[*classes[:-1], '9999'])
+    with pytest.raises(ModelError, match="teacher's class 7 is '9999', the student's '0011'"):
+        distil(renamed)
+    fewer = with_changes(BRIEF, ['data.holdout=2'])
+    train(fewer, data=data, out=tmp_path / 'fewer')
+    with pytest.raises(ModelError, match='the teacher knows 5 places, the student 8'):
+        distil(f'losses.teacher={tmp_path / "fewer" / "final.pt"}')
+    with pytest.raises(ConfigError, match=r'losses.teacher is nowhere.pt, but there is no such'):
+        distil('losses.teacher=nowhere.pt')
+    with pytest.raises(ConfigError, match=r'model.pretrained is nowhere.pth, but there is no'):
+        distil('model.pretrained=nowhere.pth')
+    bare = ['model.branches=false', 'losses.cross_entropy=0', 'losses.triplet=0']
+    with pytest.raises(ModelError, match='the student has no branches'):
+        distil(f'losses.teacher={out / "final.pt"}', *bare)
+
+
+def test_a_teacher_guides_and_stays_as_it_is(data, whole_run, tmp_path, capsys):
+    out, _ = whole_run
+    terms = ['losses.feature_distillation=0.5', 'losses.logit_distillation=2']
+    config = with_changes(BRIEF, [f'losses.teacher={out / "final.pt"}', *terms])
+    names, batch = batch_of(data, config)
+    learner = Learner(config, classes=names, team=ALONE)
+    before = {k: v.clone() for k, v in learner.teacher.state_dict().items()}
+    learner.begin_epoch(0)
+    learner.set_rates(0)
+    first = learner.step(batch, step=0)
+    assert float(first['logit_distillation']) > 0
+    assert float(first['feature_distillation']) > 0
+    weights = config.losses
+    total = sum(getattr(weights, name) * first[name] for name in first if name != 'total')
+    torch.testing.assert_close(first['total'], total)
+    assert_equal_states(before, dict(learner.teacher.state_dict()))
+    assert not learner.teacher.training
+
+    # Without a teacher the run goes on without distillation, and says so.
+    train(BRIEF, data=data, out=tmp_path / 'run')
+    assert 'losses.teacher is empty: training without knowledge dist' in capsys.readouterr().out
+
+
+def test_pretrained_weights_are_where_a_run_starts(data, whole_run, tmp_path, capsys):
+    path = whole_run[0] / 'final.pt'
+    frozen = ['unfreezing.head_epochs=2', 'unfreezing.partial_epochs=0']
+    config = with_changes(BRIEF, [f'model.pretrained={path}', *frozen])
+    train(config, data=data, out=tmp_path / 'run')
+    assert 'tensors loaded' in capsys.readouterr().out
+    ours = load_checkpoint(tmp_path / 'run' / 'final.pt')['network']
+    theirs = load_checkpoint(path)['network']
+    backbone = [name for name in ours if name.startswith('backbone.')]
+    assert all(torch.equal(ours[name], theirs[name]) for name in backbone)
+    assert not torch.equal(
+        ours['branches.classifiers.0.classifier.weight'],
+        theirs['branches.classifiers.0.classifier.weight'],
+    )
+
+
+def test_broken_images_are_counted_or_fatal(tmp_path):
+    data = make_data(tmp_path / 'data', drones=1)
+    (data / 'train/drone/0003/image-01.jpeg').write_bytes(b'no image')
+    config = with_changes(BRIEF, ['data.holdout=0'])
+    train(config, data=data, out=tmp_path / 'skip')
+    # Eleven places, two steps of four: an epoch leaves three out at random.
+    skipped = [line['skipped'] for line in history(tmp_path / 'skip')]
+    assert max(skipped) == 1
+    fatal = with_changes(config, ['data.unreadable=fail', 'run.epochs=4'])
+    with pytest.raises(ImageError, match=r'0003/image-01\.jpeg'):
+        train(fatal, data=data, out=tmp_path / 'fail')
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
+    changes = ['optimizer.strategy=sgd', 'optimizer.learning_rate=10', 'optimizer.clip_norm=0']
+    config = with_changes(BRIEF, [*changes, 'unfreezing.strategy=none', 'run.epochs=20'])
+    with pytest.raises(ConfigError, match=r'the (loss is|weights are) not finite'):
+        train(config, data=data, out=tmp_path / 'run')
+    state = load_checkpoint(tmp_path / 'run' / 'checkpoint.pt')
+    assert all(value.isfinite().all() for value in state['network'].values())
+
+
+def test_nothing_below_the_data_folder(tmp_path, capsys):
+    config = tmp_path / 'config.yaml'
+    config.write_text('{}')
+    code = main([str(config), '--data', str(tmp_path / 'none'), '--out', str(tmp_path / 'run')])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    assert str(tmp_path / 'none') in error
+
+
+# The end of a run, and validation -------------------------------------------------------------
+
+
+class Scripted:
+    """A validation whose recalls are given; it looks at the network not at all."""
+
+    def __init__(self, *recalls: float) -> None:
+        self.recalls = list(recalls)
+
+    def figures(self, network):
+        return {'recall_at_1': self.recalls.pop(0)}
 
 
 @pytest.mark.parametrize(
-    ('values', 'message'),
+    ('recalls', 'variant'),
     [
-        ({'speed': 1}, r"unknown key\(s\) \['speed'\]"),
-        ({'views': {'fog': 1}}, r"views: unknown key\(s\) \['fog'\]"),
-        ({'model': 'huge'}, "model is 'huge'; expected one of nano, tiny"),
-        ({'input_px': 100}, 'input_px is 100; expected a multiple of 32'),
-        ({'steps': 0}, 'steps is 0'),
-        ({'learning_rate': 'fast'}, "learning_rate is 'fast'"),
-        ({'views': {'min_side': 0.6}}, 'min_side is 0.6; expected at most'),
+        ((0.5, 0.4, 0.3, 0.2), 'last weights'),
+        ((0.5, 0.6, 0.3, 0.2), 'last weights with BatchNorm re-estimated'),
+        ((0.5, 0.4, 0.5, 0.2), 'average of the weights'),
+        (None, 'average of the weights with BatchNorm re-estimated'),
     ],
 )
-def test_wrong_configuration(values, message):
-    with pytest.raises(ConfigError, match=message):
-        config_from_dict(values, source='test')
+def test_the_best_weights_are_kept(data, recalls, variant):
+    config = with_changes(BRIEF, ['run.average_decay=0.5', 'run.norm_steps=1'])
+    source, _ = make_sources(config, data)
+    learner = Learner(config, classes=source.names, team=ALONE)
+    weight = learner.network.backbone.stem.weight
+    norm = learner.network.backbone.stem_norm
+    average = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+        last = weight.clone()
+    found, figures = choose_weights(learner, source, Scripted(*recalls) if recalls else None)
+    assert found == variant
+    assert figures == ({'recall_at_1': max(recalls)} if recalls else {})
+    assert torch.equal(weight, average if 'average' in variant else last)
+    assert (norm.num_batches_tracked == 1) == ('re-estimated' in variant)
 
 
-def test_configuration_files(tmp_path):
-    config = load_config(trainer.Path(trainer.__file__).parent / 'configs' / 'first_weights.yaml')
-    assert (config.model, config.input_px, config.views) == ('nano', 96, ViewConfig())
-    path = tmp_path / 'broken.yaml'
-    path.write_text('a: [')
-    with pytest.raises(ConfigError, match='not readable as YAML'):
-        load_config(path)
+def test_validation_never_changes_and_knows_chance_from_sight(data):
+    source, held_out = make_sources(SMALL, data)
+    learner = Learner(SMALL, classes=source.names, team=ALONE)
+    learner.begin_epoch(2)
+    first, again = (Validation(held_out, SMALL, ALONE).figures(learner.network) for _ in range(2))
+    assert first == again
+    assert learner.network.training
+    assert first['places'] == 3
+
+    class Blind(torch.nn.Module):
+        """Sees the same in every image: all ties, and a tie counts as a miss."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, x):
+            return self.weight.expand(len(x), 4)
+
+    assert Validation(held_out, SMALL, ALONE).figures(Blind())['recall_at_1'] == 0
 
 
-def test_command_line_reports_a_known_error_in_one_line(tmp_path):
-    path = tmp_path / 'config.yaml'
-    path.write_text('speed: 1\n')
-    command = [sys.executable, '-m', 'training.train', '--config', str(path)]
-    result = subprocess.run(
-        [*command, '--data', str(tmp_path), '--out', str(tmp_path / 'out')],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=trainer.Path(trainer.__file__).parents[1],
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith('error: ')
-    assert result.stderr.count('\n') == 1
+def test_the_command_line_changes_the_configuration(data, tmp_path, capsys):
+    config = tmp_path / 'config.yaml'
+    config.write_text('run: {threads: 1}\n')
+    small = ['model.name=bnext_nano', 'model.input_px=32', 'data.places_per_step=4']
+    schedule = ['run.epochs=1', 'unfreezing.strategy=none', 'run.tensorboard=false']
+    arguments = [str(config), '--data', str(data), '--out', str(tmp_path / 'run')]
+    assert main([*arguments, '--set', *small, '--set', *schedule]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last) == {'step': 2, 'epoch': 1}
+    saved = load_config(tmp_path / 'run' / 'config.yaml')
+    assert saved == replace(saved, model=replace(saved.model, name='bnext_nano', input_px=32))
+    assert main([*arguments, '--set', 'run.speed=1']) == 2
+    assert 'there is no run.speed' in capsys.readouterr().err

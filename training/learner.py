@@ -181,6 +181,25 @@ class Learner:
             self.scaler.step(optimizer)
         self.scaler.update()
 
+    def check_finite(self) -> None:
+        """Refuse weights that are not finite: the loss shows it a step later, at best.
+
+        Raises
+        ------
+        ConfigError
+            Naming the first such weight.
+        """
+        values = {k: v for k, v in self.network.state_dict().items() if v.is_floating_point()}
+        # One transfer from the device for all.
+        finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+        for name, fine in zip(values, finite, strict=True):
+            if not fine:
+                raise ConfigError(
+                    f'the weights are not finite any more (first: {name}); resume from the last '
+                    'checkpoint or start again, with a lower optimizer.learning_rate, with '
+                    'optimizer.clip_norm, or in float32'
+                )
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
         return {

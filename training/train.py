@@ -251,14 +251,16 @@ class Trainer:
         due = when['epoch'] % self.config.run.evaluate_every == 0 or self.step == self.last_step
         if not self.validation or not due:
             return
+        self.learner.check_finite()
         self.figures = self.validation.figures(self.learner.network)
         if log and line:
             log.add({**when, 'validation': self.figures})
             line.say(f'epoch {when["epoch"]} {_summary(means, self.figures, phase)}')
 
     def _save(self) -> None:
-        """Write the checkpoint; a loss that is not finite ends the run before that."""
+        """Write the checkpoint; a loss or weights that are not finite end the run before that."""
         self.tally.means()
+        self.learner.check_finite()
         skipped = int(self.team.sum_numbers([self.tally.skipped])[0])
         if not self.team.leads:
             return
