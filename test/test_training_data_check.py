@@ -149,3 +149,14 @@ def test_missing_folder_and_no_threads(small, tmp_path):
         check(tmp_path / 'nowhere')
     with pytest.raises(ConfigError, match='threads is 0; expected at least 1'):
         check(small, threads=0)
+
+
+def test_a_rendered_data_set_is_of_use(tmp_path, capsys):
+    for k in range(5):
+        write(tmp_path / 'maps' / f'{k}.png', picture(k, size_px=128))
+    options = {'places': 2, 'test-places': 2, 'distractors': 1, 'drones': 2, 'size-px': 64}
+    flags = [text for name, value in options.items() for text in (f'--{name}', str(value))]
+    out = tmp_path / 'data'
+    assert main(['render', str(tmp_path / 'maps'), str(out), *flags]) == 0
+    assert main(['check', str(out)]) == DIFFERS
+    assert 'can be used for: training, retrieval tests' in capsys.readouterr().out
