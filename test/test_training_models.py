@@ -9,6 +9,7 @@ from training.config import ModelConfig
 from training.models import CHANNELS, BinaryConv2d, binary_activation, binary_weight, make_bnext
 from training.models.bnext import BinaryUnit
 from training.models.network import make_network
+from training.models.prelu import ChannelPReLU
 
 
 def count(network, kind=None):
@@ -205,3 +206,25 @@ def test_seed_decides_the_weights():
         states.append(make_bnext('nano').state_dict())
     for name, value in states[0].items():
         np.testing.assert_array_equal(value.numpy(), states[1][name].numpy())
+
+
+def test_fast_prelu_equals_torch():
+    """The same bits forward and back, zero included."""
+    torch.manual_seed(0)
+    fast, plain = ChannelPReLU(5), torch.nn.PReLU(5)
+    with torch.no_grad():
+        fast.weight.uniform_(-1, 1)
+        plain.weight.copy_(fast.weight)
+    x = torch.randn(3, 5, 4, 6)
+    x[0, :, 0, :2] = torch.tensor([0.0, -0.0])
+    grad = torch.randn(3, 5, 4, 6)
+    found = []
+    for act in (fast, plain):
+        y = act(z := x.clone().requires_grad_())
+        y.backward(grad)
+        found.append((y, z.grad, act.weight.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(fast(x), plain(x))

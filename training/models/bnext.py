@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from training.models.backbone import Backbone
 from training.models.binary import BinaryConv2d, binary_activation
+from training.models.prelu import ChannelPReLU
 
 SE_REDUCTION = 8
 
@@ -80,7 +81,7 @@ class BinaryUnit(nn.Module):
         self.move = LearnableBias(channels)
         self.conv = BinaryConv2d(channels, channels, kernel=kernel, stride=stride)
         self.norm1 = nn.BatchNorm2d(channels)
-        self.act = nn.PReLU(channels)
+        self.act = ChannelPReLU(channels)
         self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.5))
         self.se = SqueezeExcite(channels)
         self.norm2 = nn.BatchNorm2d(channels)
@@ -120,7 +121,7 @@ class ElementwiseUnit(BinaryUnit):
 
     def __init__(self, channels: int, *, kernel: int, stride: int = 1) -> None:
         super().__init__(channels, kernel=kernel, stride=stride)
-        self.act_residual = nn.PReLU(channels)
+        self.act_residual = ChannelPReLU(channels)
 
     def _residual(self, x: Tensor) -> Tensor:
         return self._pool(self.act_residual(x))
@@ -190,7 +191,7 @@ class BNext(Backbone):
             )
             for i in range(1, len(channels))
         )
-        self.act = nn.PReLU(channels[-1])
+        self.act = ChannelPReLU(channels[-1])
         self.classifier = nn.Linear(self.feature_dim, classes) if classes else None
 
     def feature_map(self, x: Tensor) -> Tensor:
