@@ -2,13 +2,15 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from command_line import run_module
 from photo_sets import picture, sues_raw, sues_split, university, write
 
 from bicrossnet_ros.errors import ConfigError
 from training.data.__main__ import main
-from training.data.check import DIFFERS, MATCHES, UNUSABLE, check
+from training.data.check import check
+from training.data.report import DIFFERS, MATCHES, UNUSABLE
 
 
 @pytest.fixture(scope='module')
@@ -131,7 +133,32 @@ def test_aerial_images_are_counted_and_decoded(tmp_path):
     report = check(tmp_path / 'maps', source='maps')
     assert (report.status, report.rows[0].images) == (MATCHES, 3)
     (tmp_path / 'maps' / '1.png').write_bytes(b'no image')
-    assert check(tmp_path / 'maps', source='maps', decode=True).status == DIFFERS
+    report = check(tmp_path / 'maps', source='maps', decode=True)
+    assert (report.status, report.rows[0].places, len(report.problems)) == (DIFFERS, 2, 1)
+    for k in (0, 2):
+        (tmp_path / 'maps' / f'{k}.png').write_bytes(b'')
+    assert check(tmp_path / 'maps', source='maps', decode=True).status == UNUSABLE
+
+
+def test_the_squares_of_rasters_are_counted(tmp_path, capsys):
+    rasterio = pytest.importorskip('rasterio')
+    image = picture(1, size_px=120)
+    # 120 px of 2 m: 2 x 2 squares of 100 m; the south-eastern quarter is missing.
+    image[60:, 60:] = 0
+    options = {'width': 120, 'height': 120, 'count': 3, 'dtype': 'uint8', 'crs': 'EPSG:32633'}
+    transform = rasterio.transform.from_origin(500_000, 5_000_000, 2, 2)
+    with rasterio.open(
+        tmp_path / 'map.tif', 'w', driver='GTiff', transform=transform, nodata=0, **options
+    ) as dataset:
+        dataset.write(np.maximum(image, np.uint8(1)).transpose(2, 0, 1) * (image > 0).all(2))
+    arguments = ['check', str(tmp_path), '--source', 'maps', '--scene-m', '100']
+    assert main(arguments) == MATCHES
+    assert 'map.tif        4          -        1          -\n' in capsys.readouterr().out
+    report = check(tmp_path, source='maps', scene_m=100.0, decode=True)
+    assert report.rows[0].places == 3
+    report = check(tmp_path, source='maps', scene_m=500.0)
+    assert report.status == UNUSABLE
+    assert 'has no square of 500 m' in str(report)
 
 
 def test_the_command_line_prints_one_line_and_exits_with_2(tmp_path):

@@ -29,7 +29,11 @@ def _check(options: argparse.Namespace) -> int:
     from training.data.check import check
 
     report = check(
-        options.root, source=options.source, decode=options.decode, threads=options.threads
+        options.root,
+        source=options.source,
+        decode=options.decode,
+        threads=options.threads,
+        scene_m=options.scene_m,
     )
     print(report)
     return report.status
@@ -53,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--decode', action='store_true', help='decode every image')
     command.add_argument(
         '--threads', type=int, default=os.cpu_count() or 1, help='that decode at a time'
+    )
+    command.add_argument(
+        '--scene-m',
+        type=float,
+        default=0.0,
+        metavar='M',
+        help='maps: side of the squares that rasters are cut into, as data.scene_m; default: '
+        'every image is one scene',
     )
     command.set_defaults(action=_check)
     command = commands.add_parser('render', help='make a data set of views of aerial images')
