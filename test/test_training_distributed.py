@@ -1,22 +1,27 @@
 """Several processes learn what one learns from the same global batch, and none waits in vain."""
 
+import copy
+import json
 import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from photo_sets import picture, write
 from torch import nn
 
+from bicrossnet_ros.errors import ConfigError
+from training.checkpoint import load_checkpoint
 from training.config import config_from_dict
 from training.data.loader import Batch
-from training.distributed import Team, join_team
+from training.distributed import GlobalBatchNorm, Team, join_team
 from training.learner import Learner
+from training.train import main
 
 PLACES = 6
 CONFIG = config_from_dict(
@@ -74,7 +79,8 @@ def learn(team: Team, cuts: list[int]) -> dict:
     }
 
 
-def work(rank: int, world: int, port: int, cuts: list[int], folder: str) -> None:
+def join(rank: int, world: int, port: int) -> None:
+    """Say what torchrun would."""
     os.environ |= {
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': str(port),
@@ -82,6 +88,10 @@ def work(rank: int, world: int, port: int, cuts: list[int], folder: str) -> None
         'WORLD_SIZE': str(world),
         'LOCAL_RANK': str(rank),
     }
+
+
+def work(rank: int, world: int, port: int, cuts: list[int], folder: str) -> None:
+    join(rank, world, port)
     with join_team('cpu') as team:
         torch.save(learn(team, cuts), Path(folder) / f'{rank}.pt')
 
@@ -113,3 +123,135 @@ def test_two_processes_learn_what_one_learns(alone, cuts, tmp_path):
     torch.testing.assert_close(first['loss'], alone['loss'], rtol=1e-6, atol=0)
     for ours, theirs in zip(first['terms'], alone['terms'], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def check_rows(rank: int, world: int, port: int, folder: str) -> None:
+    join(rank, world, port)
+    with join_team('cpu') as team:
+        own = torch.arange(6.0).reshape(3, 2)[: rank + 1] + 10 * rank
+        own.requires_grad_()
+        left, right = team.gather_rows([own, 2 * own])
+        (left.sum() + 3 * right.sum()).backward()
+        result = {
+            'left': left.detach(),
+            'right': right.detach(),
+            'gradient': own.grad,
+            'labels': team.gather_labels(torch.arange(rank + 1) + 2**40),
+            'sums': team.sum_numbers([1, rank]),
+            'shared': team.share({'rank': rank}),
+        }
+        torch.save(result, Path(folder) / f'{rank}.pt')
+
+
+def test_rows_are_joined_in_order_and_gradients_stay_at_home(tmp_path):
+    mp.spawn(check_rows, (2, free_port(), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        result = torch.load(tmp_path / f'{rank}.pt')
+        expected = torch.tensor([[0.0, 1.0], [10.0, 11.0], [12.0, 13.0]])
+        assert torch.equal(result['left'], expected)
+        assert torch.equal(result['right'], 2 * expected)
+        assert torch.equal(result['gradient'], torch.full((rank + 1, 2), 7.0))
+        # Labels are whole numbers beyond what a float32 holds.
+        assert result['labels'].tolist() == [2**40, 2**40, 2**40 + 1]
+        assert result['sums'] == [2, 1]
+        assert result['shared'] == {'rank': 0}
+
+
+@pytest.mark.parametrize('kind', [nn.BatchNorm1d, nn.BatchNorm2d])
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_global_norm_of_one_process_is_batch_norm(kind, momentum, tmp_path):
+    """Against torch's; alone, a sum over all processes is the sum of one."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/meeting', rank=0, world_size=1
+    )
+    try:
+        torch.manual_seed(0)
+        shape = (6, 4) if kind is nn.BatchNorm1d else (6, 4, 3, 5)
+        theirs = kind(4, momentum=momentum)
+        nn.init.normal_(theirs.weight)
+        nn.init.normal_(theirs.bias)
+        ours = GlobalBatchNorm.like(copy.deepcopy(theirs))
+        for _ in range(3):
+            inputs = [(100 + 3 * torch.randn(shape)).requires_grad_()]
+            inputs.append(inputs[0].detach().clone().requires_grad_())
+            outputs = [norm(x) for norm, x in zip((ours, theirs), inputs, strict=True)]
+            torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+            for output in outputs:
+                (output**3).sum().backward()
+            torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)
+        ours.load_state_dict(theirs.state_dict())
+        assert torch.equal(ours.eval()(inputs[0]), theirs.eval()(inputs[0]))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    program = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2']
+    return subprocess.run(
+        [*program, '--master-port', str(free_port()), '-m', 'training.train', *arguments],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        timeout=300,  # not a measure of speed: a hang must end somehow
+        check=False,
+    )
+
+
+def make_data(root: Path) -> Path:
+    for place in range(10):
+        write(root / f'train/satellite/{place:04d}/{place:04d}.jpg', picture(place))
+        write(root / f'train/drone/{place:04d}/image-01.jpeg', picture(place))
+    return root
+
+
+SMALL = [
+    'model.name=bnext_nano',
+    'model.input_px=32',
+    'data.places_per_step=4',
+    'unfreezing.strategy=none',
+    'run.epochs=2',
+    'run.evaluate_every=1',
+    'run.device=cpu',
+]
+
+
+def test_torchrun_goes_on_with_what_one_process_began(tmp_path):
+    data, out, config = make_data(tmp_path / 'data'), tmp_path / 'run', tmp_path / 'config.yaml'
+    config.write_text('run: {threads: 1, norm_steps: 1, average_decay: 0.5}\n')
+    arguments = [str(config), '--data', str(data), '--out', str(out), '--set', *SMALL]
+    assert main([*arguments, 'data.holdout=5', 'run.epochs=1']) == 0
+    result = torchrun(*arguments, 'data.holdout=5', '--resume')
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('places to train on') == 1
+    assert json.loads(result.stdout.splitlines()[-1])['step'] == 4
+    lines = [json.loads(line) for line in (out / 'history.jsonl').read_text().splitlines()]
+    assert [line['epoch'] for line in lines] == [1, 1, 2, 2]
+    starts = [json.loads(line) for line in (out / 'starts.jsonl').read_text().splitlines()]
+    assert [(start['processes'], start['step']) for start in starts] == [(1, 0), (2, 2)]
+    assert load_checkpoint(out / 'checkpoint.pt')['step'] == 4
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    data, config = make_data(tmp_path / 'data'), tmp_path / 'config.yaml'
+    config.write_text('{}\n')
+    # One place in ten: only the process that draws it finds it broken.
+    (data / 'train/drone/0004/image-01.jpeg').write_bytes(b'no image')
+    changes = [*SMALL, 'data.unreadable=fail', 'run.epochs=50', 'run.tensorboard=false']
+    out = tmp_path / 'run'
+    result = torchrun(str(config), '--data', str(data), '--out', str(out), '--set', *changes)
+    assert result.returncode != 0
+    assert result.stderr.count('\nerror: ') + result.stderr.startswith('error: ') == 1
+    assert 'image-01.jpeg' in result.stderr
+    assert not (out / 'final.pt').exists()
+
+
+def test_a_process_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    message = 'process 0 of this machine needs a GPU of its own'
+    with pytest.raises(ConfigError, match=message), join_team('cuda'):
+        pass
+    with join_team('auto') as team:
+        assert (team.device.type, team.rank, team.world, team.leads) == ('cpu', 0, 1, True)
