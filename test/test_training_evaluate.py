@@ -21,6 +21,8 @@ from training.decoding import resize_bicubic
 from training.embedding import Embedder, embed, open_embedder
 from training.evaluate import main
 from training.models.network import make_network
+from training.paper import ROWS
+from training.results import METRICS, ModelResults, Result, markdown
 
 DRONES = 3
 PX = 48
@@ -262,11 +264,41 @@ def test_row_of_the_paper_stands_beside(sues, tmp_path):
     table = [line for line in (out / 'results.md').read_text().splitlines() if '150 m' in line]
     cells = [cell.strip() for cell in table[0].split('|')]
     assert cells[1:5] == ['drone → satellite', '150 m', 'full', 'backbone']
-    assert cells[-5:-1] == ['69.41', '75.01', '+30.59', '+24.99']  # all found: 100 % each
+    assert cells[-5:-1] == ['69.41', '75.01', '', '']  # no difference to another data set
     full = results(out)[0]['results'][0]
     assert full['paper_percent']['recall_at_10'] == 81.41
     reduced = next(r for r in results(out)[0]['results'] if r['protocol'] == 'reduced')
     assert reduced['paper_percent'] is None
+
+
+def test_differences_are_told_for_the_published_sizes_alone():
+    figures = dict.fromkeys(METRICS, 0.8)
+
+    def row(gallery):
+        result = Result('drone_to_satellite', 'full', 0, 'backbone', 37_855, gallery, 0, figures)
+        model = ModelResults(
+            name='m',
+            path='m.pt',
+            model_id='0' * 64,
+            source='university1652',
+            input_px=(256, 256),
+            resize='deployed',
+            backbone='bnext_tiny',
+            ops_g=0.36,
+            images=1,
+            different_images=1,
+            unreadable=(),
+            results=(result,),
+            paper_row=ROWS['table3_tiny'],
+        )
+        return markdown([model])
+
+    assert '| 951 | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 80.55 | 83.48 | -0.55 | -3.48 |' in (
+        row(951)
+    )
+    assert 'not comparable' not in row(951)
+    assert '| 80.55 | 83.48 |  |  |' in row(950)
+    assert 'not comparable' in row(950)
 
 
 def copy_of(university, tmp_path):

@@ -155,10 +155,15 @@ def test_points_stand_where_they_belong():
 def test_names_cover_neither_names_nor_points():
     figure = accuracy_figure([('one', POINTS)], y_label='AP in %')
     (axes,) = figure.axes
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert sorted(text.get_text() for text in axes.texts) == sorted(p.label for p in POINTS)
+    names = [text for text in axes.texts if text.get_text()]  # the others are lines
+    boxes = [text.get_window_extent() for text in names]
+    assert sorted(text.get_text() for text in names) == sorted(p.label for p in POINTS)
+    panel = axes.get_window_extent()
     for k, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:k])
+        assert panel.x0 < box.x0
+        assert panel.y0 < box.y0
+        assert box.y1 < panel.y1
         for point in axes.transData.transform([(p.ops_g, p.percent) for p in POINTS]):
             assert not box.contains(*point)
 

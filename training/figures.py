@@ -11,22 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+    from numpy.typing import NDArray
 
 RIGHT, WRONG, NEUTRAL, FAINT = '#1b8a3a', '#c8252c', '#444444', '#8a8a8a'
-# Where a name may stand beside its point: offset in typographic points, and alignment.
-PLACES = (
-    (6, 0, 'left', 'center'),
-    (-6, 0, 'right', 'center'),
-    (0, 6, 'center', 'bottom'),
-    (0, -6, 'center', 'top'),
-    (5, 5, 'left', 'bottom'),
-    (5, -5, 'left', 'top'),
-    (-5, 5, 'right', 'bottom'),
-    (-5, -5, 'right', 'top'),
+# Where a name may stand: direction from its point, alignment; and distances, in points.
+SIDES = (
+    (1, 0, 'left', 'center'),
+    (-1, 0, 'right', 'center'),
+    (0, 1, 'center', 'bottom'),
+    (0, -1, 'center', 'top'),
+    (0.7, 0.7, 'left', 'bottom'),
+    (0.7, -0.7, 'left', 'top'),
+    (-0.7, 0.7, 'right', 'bottom'),
+    (-0.7, -0.7, 'right', 'top'),
 )
+DISTANCES = (6, 13, 20, 27, 34)
 STYLE: dict[str, Any] = {
     'font.size': 8,
     'axes.titlesize': 9,
@@ -150,7 +155,8 @@ def accuracy_figure(
             bbox_to_anchor=(0.5, 0.2 / height),
         )
         figure.text(0.5, 0.06 / height, note, ha='center', size=6.5, color=FAINT)
-        figure.draw_without_rendering()
+        figure.draw_without_rendering()  # so that the panels have their places
+        figure.set_layout_engine('none')
         for axes, (_, points) in zip(grid.flat, panels, strict=False):
             _label(axes, points)
     return figure
@@ -175,34 +181,71 @@ def _scatter(axes: Axes, points: Sequence[Point], *, limits: tuple[float, float]
         own = [point for point in points if point.kind == kind]
         axes.scatter([p.ops_g for p in own], [p.percent for p in own], **look)
     axes.margins(y=0.12)
-    if max(point.percent for point in points) <= 100:
-        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, -2), min(top, 101))
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each name where it covers no point and no other name: right, left, above or below."""
+    """Write each name where it covers no point, name or line, near its own point.
+
+    A name that has to stand further off gets a line to its point.
+    """
+    unit = axes.figure.dpi / 72  # pixels of a typographic point
+    panel = axes.get_window_extent().padded(1)
+    pixels = axes.transData.transform([(point.ops_g, point.percent) for point in points])
+    taken = [_square(x, y, 4 * unit) for x, y in pixels]
+    for k in sorted(range(len(points)), key=lambda k: (points[k].kind != 'measured', k)):
+        at = points[k].ops_g, points[k].percent
+        bold = 'bold' if points[k].kind == 'measured' else 'normal'
+        beside = {'xytext': (0, 0), 'textcoords': 'offset points'}
+        text = axes.annotate(points[k].label, at, size=7, weight=bold, zorder=5, **beside)
+        size = text.get_window_extent().size
+        others = taken[:k] + taken[k + 1 :]
+        costs = {}
+        for far in DISTANCES:
+            for x, y, across, along in SIDES:
+                offset = x * far, y * far
+                line = _along(pixels[k], np.multiply(offset, unit))
+                box = _box(pixels[k] + np.multiply(offset, unit), size, across, along)
+                cost = far + _cost(box, line, others, panel=panel, unit=unit)
+                costs.setdefault(cost, (offset, across, along, box, line))
+        offset, across, along, box, line = costs[min(costs)]
+        text.set(position=offset, ha=across, va=along)
+        taken.append(box)
+        if max(map(abs, offset)) > DISTANCES[0]:
+            look = {'arrowstyle': '-', 'color': FAINT, 'lw': 0.5, 'shrinkA': 2, 'shrinkB': 3}
+            axes.annotate('', at, arrowprops=look, **(beside | {'xytext': offset}))
+            taken += line
+
+
+def _cost(
+    box: Bbox, line: Sequence[Bbox], others: Sequence[Bbox], *, panel: Bbox, unit: float
+) -> float:
+    """Rate a place of a name: what it covers, leaves or could be mistaken for."""
+    near = box.padded(4 * unit)
+    covered = sum(box.overlaps(other) for other in others)
+    crossed = sum(part.overlaps(other) for part in line for other in others)
+    doubtful = sum(near.overlaps(other) for other in others)
+    inside = panel.x0 < box.x0 and box.x1 < panel.x1 + 2 * unit
+    inside = inside and panel.y0 < box.y0 and box.y1 < panel.y1
+    return 1000.0 * (not inside) + 100.0 * covered + 30.0 * crossed + 12.0 * doubtful
+
+
+def _box(anchor: NDArray[np.float64], size: NDArray[np.float64], across: str, along: str) -> Bbox:
+    """Return the place of a text of a size that is aligned to an anchor, in pixels."""
     from matplotlib.transforms import Bbox
 
-    pixels = axes.transData.transform([(point.ops_g, point.percent) for point in points])
-    unit = axes.figure.dpi / 72  # pixels of a typographic point
-    taken = [Bbox.from_bounds(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit) for x, y in pixels]
-    panel = axes.get_window_extent()
-    for point in sorted(points, key=lambda point: (point.kind != 'measured', -point.percent)):
-        text = axes.annotate(
-            point.label,
-            (point.ops_g, point.percent),
-            xytext=(6, 0),
-            textcoords='offset points',
-            size=7,
-            weight='bold' if point.kind == 'measured' else 'normal',
-            zorder=5,
-        )
-        costs = []
-        for x, y, across, along in PLACES:
-            text.set(position=(x, y), ha=across, va=along)
-            box = text.get_window_extent()
-            outside = box.x0 < panel.x0 or box.x1 > panel.x1 + 6 * unit
-            costs.append(10 * outside + sum(box.overlaps(other) for other in taken))
-        x, y, across, along = PLACES[costs.index(min(costs))]
-        text.set(position=(x, y), ha=across, va=along)
-        taken.append(text.get_window_extent())
+    shares = {'left': 0.0, 'bottom': 0.0, 'center': 0.5, 'right': 1.0, 'top': 1.0}
+    corner = anchor - size * (shares[across], shares[along])
+    return Bbox.from_bounds(*corner, *size)
+
+
+def _along(start: NDArray[np.float64], offset: NDArray[np.float64]) -> list[Bbox]:
+    """Cover the line from a point to its name by small squares."""
+    return [_square(*(start + offset * share), 0.5) for share in np.linspace(0.4, 0.95, 8)]
+
+
+def _square(x: float, y: float, half: float) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(x - half, y - half, x + half, y + half)

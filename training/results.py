@@ -92,11 +92,12 @@ class ModelResults:
     @property
     def is_comparable(self) -> bool:
         """Whether all tests have the published numbers of queries and gallery images."""
-        return all(
-            (result.queries, result.gallery)
-            == SIZES[self.source, result.direction, result.protocol, bool(result.height_m)]
-            for result in self.results
-        )
+        return all(self.has_published_size(result) for result in self.results)
+
+    def has_published_size(self, result: Result) -> bool:
+        """Whether a test has the published numbers of queries and gallery images."""
+        key = self.source, result.direction, result.protocol, bool(result.height_m)
+        return (result.queries, result.gallery) == SIZES[key]
 
     def paper_figures(self, result: Result) -> PaperFigures | None:
         """Return the paper's figures for a result; it published the full protocol only."""
@@ -185,21 +186,21 @@ def _table(model: ModelResults) -> list[str]:
             *(f'{100 * result.figures[name]:.2f}' for name in METRICS),
         ]
         if compared:
-            cells += _beside(result, model.paper_figures(result))
+            cells += _beside(model, result)
         lines.append(_line(cells))
     return lines
 
 
-def _beside(result: Result, paper: PaperFigures | None) -> list[str]:
+def _beside(model: ModelResults, result: Result) -> list[str]:
+    """Return the paper's figures and the differences, where these mean something."""
+    paper = model.paper_figures(result)
     if paper is None:
         return [''] * 4
+    printed = [f'{paper.recall_at_1:.2f}', f'{paper.ap:.2f}']
+    if not model.has_published_size(result):
+        return [*printed, '', '']
     recall, ap = 100 * result.figures['recall_at_1'], 100 * result.figures['ap']
-    return [
-        f'{paper.recall_at_1:.2f}',
-        f'{paper.ap:.2f}',
-        f'{recall - paper.recall_at_1:+.2f}',
-        f'{ap - paper.ap:+.2f}',
-    ]
+    return [*printed, f'{recall - paper.recall_at_1:+.2f}', f'{ap - paper.ap:+.2f}']
 
 
 def _line(cells: Sequence[str]) -> str:
