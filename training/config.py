@@ -10,6 +10,7 @@ Fontana et al. 2025, Mach. Learn.: Sci. Technol. 6 035036, section 4.2.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,16 @@ class TrainConfig:
                 )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those that people write: 1e-3 is one (YAML 1.1 wants 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float',
+    re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'),
+    list('-+.0123456789'),
+)
+
 NESTED = {'augment': AugmentConfig, 'views': ViewConfig}
 
 
@@ -388,7 +399,7 @@ def with_changes(config: TrainConfig, changes: list[str]) -> TrainConfig:
             inner = inner.get(part) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or last not in inner:
             raise ConfigError(f'--set {change}: there is no {key} in the configuration')
-        inner[last] = yaml.safe_load(text)
+        inner[last] = yaml.load(text, _Loader)
     return config_from_dict(data, source='--set')
 
 
@@ -396,7 +407,7 @@ def _read_with_base(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f'{path}: names itself as its base')
     try:
-        data = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+        data = yaml.load(path.read_text(encoding='utf-8'), _Loader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f'{path}: not readable as YAML: {error}') from error
     if not isinstance(data, dict) or 'base' not in data:
