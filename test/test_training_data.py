@@ -128,6 +128,14 @@ def test_a_place_with_one_view_is_left_out_or_fatal(small, tmp_path, caplog):
         make_sources(config(unreadable='fail'), root)
 
 
+def test_a_place_that_turns_bad_moves_no_other_to_the_other_side(small, tmp_path):
+    root = shutil.copytree(small, tmp_path / 'data')
+    shutil.rmtree(root / 'train/drone/0003')
+    source, held_out = make_sources(config(holdout=2), root)
+    assert held_out.names == ('0009', '0015')
+    assert source.names == ('0006', '0012')
+
+
 def test_satellite_and_drone_views_are_those_of_the_place(tmp_path):
     for place in range(3):
         write(tmp_path / f'train/satellite/{place:04d}/{place:04d}.png', picture(place))

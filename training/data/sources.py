@@ -70,13 +70,14 @@ def make_sources(config: TrainConfig, root: Path) -> tuple[PairSource, PairSourc
 
         return maps.make_sources(config, root)
     photos = open_photo_set(root, data.source)
+    satellite = photos.read('train_satellite', data.height_m)
+    drone = photos.read('train_drone', data.height_m)
+    # Places left out below count too: one that turns bad moves no other to the other side.
+    held_out = set(sorted({*satellite, *drone})[:: data.holdout] if data.holdout else ())
     satellite, drone = _complete(
-        photos.read('train_satellite', data.height_m),
-        photos.read('train_drone', data.height_m),
-        where=photos.root,
-        fail=data.unreadable == 'fail',
+        satellite, drone, where=photos.root, fail=data.unreadable == 'fail'
     )
-    held_out = set(list(drone)[:: data.holdout]) if data.holdout else set()
+    held_out &= set(drone)
     if not drone or len(held_out) == len(drone) or (data.holdout and not held_out):
         raise ConfigError(
             f'{photos.root}: found {len(drone)} complete training places, of which '
