@@ -54,7 +54,7 @@ def read_image(path: Path, *, at_least_px: int | None = None) -> Image:
     low-pass filter and saves most of the inverse transform. Measured on 48 aerial JPEGs of 512
     px, reduced to 256 px: 53.5 dB from area averaging of the whole image, 43.7 dB from Pillow's
     bicubic with its low-pass (area averaging: 43.9 dB; OpenCV's bicubic without one: 36.2 dB),
-    and the shipped network's embeddings as near (cosine 0.995) as between any two of these. Where
+    and the shipped network's embeddings as near (cosine 0.994) as between any two of these. Where
     a fractional reduction remains to be done the second filter blurs (512 to 224 px: 38.9 dB
     instead of 46.0 dB), hence the condition.
     """
