@@ -425,6 +425,11 @@ def test_wrong_options(university, checkpoint, tmp_path, capsys):
     (tmp_path / 'file').write_text('x')
     assert run(checkpoint[0], '--data', university, '--out', tmp_path / 'file') == 2
     assert 'choose another --out' in one_line_error(capsys)
+    for option, value in (('--workers', 0), ('--top', 0), ('--pictures', -1), ('--seed', 'x')):
+        with pytest.raises(SystemExit) as exited:
+            run(checkpoint[0], *common, option, value)
+        assert exited.value.code == 2
+        assert option in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert run(checkpoint[0], *common, '--device', 'cuda') == 2
         assert 'no usable GPU' in one_line_error(capsys)

@@ -10,10 +10,13 @@ pytest.importorskip('matplotlib')
 
 from matplotlib.colors import to_rgba
 
+from training.benchmark import Ranking
 from training.data.places import RetrievalTask
+from training.figure_files import write_accuracy_figures, write_match_figures
 from training.figures import RIGHT, WRONG, Point, accuracy_figure, save_figure
 from training.match_pictures import choose_examples, match_figure
 from training.metrics import hit_ranks
+from training.results import METRICS, ModelResults, Result
 
 
 @pytest.fixture(scope='module')
@@ -179,3 +182,56 @@ def test_equal_figures_are_equal_files(tmp_path):
     png = io.BytesIO()
     accuracy_figure([('one', POINTS)], y_label='AP').savefig(png)
     assert png.getvalue().startswith(b'\x89PNG')
+
+
+def test_files_of_matches(ranked, tmp_path):
+    rankings = [Ranking(height, *ranked) for height in (0, 150)]
+    written = write_match_figures(tmp_path, 'mine', rankings, count=1, top=2, seed=0)
+    assert [path.name for path in written] == [
+        'matches_mine_drone_to_satellite.png',
+        'matches_mine_drone_to_satellite_150m.png',
+    ]
+    assert all(path.stat().st_size > 10_000 for path in written)
+
+
+def model_results(name, ops_g):
+    figures = dict.fromkeys(METRICS, 0.5) | {'ap': 0.25}
+    return ModelResults(
+        name=name,
+        path=f'{name}.onnx',
+        model_id='0' * 64,
+        source='sues200',
+        input_px=(256, 256),
+        resize='deployed',
+        backbone=None if ops_g is None else 'bnext_tiny',
+        ops_g=ops_g,
+        images=1,
+        different_images=1,
+        unreadable=(),
+        results=tuple(
+            Result(direction, protocol, height, 'backbone', 5, 6, 0, figures)
+            for protocol in ('full', 'reduced')
+            for height in (150, 300)
+            for direction in ('drone_to_satellite', 'satellite_to_drone')
+        ),
+        paper_row=None,
+    )
+
+
+def test_files_of_accuracy(tmp_path, capsys):
+    models = [model_results('foreign', None), model_results('mine', 0.36)]
+    written = write_accuracy_figures(tmp_path, models)
+    assert 'foreign: of unknown cost' in capsys.readouterr().err
+    assert [path.name for path in written] == [
+        'accuracy_recall_at_1.png',
+        'accuracy_recall_at_1.svg',
+        'accuracy_ap.png',
+        'accuracy_ap.svg',
+    ]
+    text = written[3].read_text()
+    assert text.count('>mine<') == 4  # two heights, two directions
+    assert text.count('>BiCrossNet (tiny)<') == text.count('>FSRA<') == 4
+    assert 'foreign' not in text
+    assert 'satellite → drone, 300 m' in text
+    assert 'not comparable with the paper' in text
+    assert write_accuracy_figures(tmp_path, models[:1]) == []

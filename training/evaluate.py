@@ -226,9 +226,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BiCrossNetError as error:
         print('error:', ' '.join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('interrupted; models that were finished stand in the results', file=sys.stderr)
+        return 130
     print(markdown(done))
     print(f'written: {options.out}', file=sys.stderr)
     return 0
+
+
+def _count(text: str) -> int:
+    """Read a whole number from 0; argparse tells what a ValueError says."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f'{value} is negative')
+    return value
+
+
+def _positive(text: str) -> int:
+    if _count(text) == 0:
+        raise argparse.ArgumentTypeError('0 is too few')
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,16 +300,16 @@ def _parser() -> argparse.ArgumentParser:
         default='fail',
         help='an image that cannot be decoded: fail, or leave it out and report it',
     )
-    add('--workers', type=int, metavar='N', help='threads that decode; default: one a core')
+    add('--workers', type=_positive, metavar='N', help='threads that decode; default: one a core')
     add(
         '--keep-embeddings',
         action='store_true',
         help='keep them in DIR/embeddings, and use them again if nothing has changed',
     )
     add('--no-figures', dest='figures', action='store_false', help='numbers alone')
-    add('--pictures', type=int, default=3, metavar='N', help='hits and misses shown each (3)')
-    add('--top', type=int, default=5, metavar='K', help='matches shown of each query (5)')
-    add('--seed', type=int, default=0, help='of the choice of shown queries')
+    add('--pictures', type=_count, default=3, metavar='N', help='hits and misses shown each (3)')
+    add('--top', type=_positive, default=5, metavar='K', help='matches shown of each query (5)')
+    add('--seed', type=_count, default=0, help='of the choice of shown queries')
     return parser
 
 

@@ -84,6 +84,8 @@ def write_accuracy_figures(out: Path, models: Sequence[ModelResults]) -> list[Pa
 
 def _note(models: Sequence[ModelResults], first: Result) -> str:
     note = f'{NOTE}{3 if models[0].source == "university1652" else 2}.'
+    if first.feature == 'branches':
+        note += ' The feature branches takes twice as many, and the heads.'
     if first.protocol != 'full':
         note += f' This evaluation: {first.protocol} protocol; the paper: full.'
     if not all(model.is_comparable for model in models):
