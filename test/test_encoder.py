@@ -146,11 +146,11 @@ def test_retrieval_agrees_with_torch(encoder):
 
 def test_retrieval_agrees_with_torch_on_real_scenes(encoder, rsscn7):
     from training.config import ViewConfig
+    from training.data.scenes import list_scenes, load_scenes
+    from training.data.views import make_batch
     from training.embedding import embed
     from training.export import network_from_model
     from training.metrics import recall_at
-    from training.data.scenes import list_scenes, load_scenes
-    from training.data.views import make_batch
 
     scenes = load_scenes(list_scenes(rsscn7)[::56], scene_px=256)  # of the validation split
     rng = np.random.default_rng(0)

@@ -18,7 +18,8 @@ from training.checkpoint import save_checkpoint
 from training.config import config_from_dict, config_to_dict
 from training.data.images import read_image
 from training.decoding import resize_bicubic
-from training.embedding import Embedder, embed, open_embedder
+from training.embedder import Embedder
+from training.embedding import embed, open_embedder
 from training.evaluate import main
 from training.models.network import make_network
 from training.paper import ROWS

@@ -12,7 +12,7 @@ import numpy as np
 from bicrossnet_ros.errors import ConfigError
 from training.data.places import RetrievalTask
 from training.data.sources import PHOTO_SETS, open_photo_set, retrieval_tasks
-from training.embedding import PathEmbeddings
+from training.embedder import PathEmbeddings
 from training.metrics import hit_ranks, metrics_of_ranks
 from training.results import Result
 

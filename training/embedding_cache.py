@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bicrossnet_ros.errors import ConfigError
-from training.embedding import Embedder, PathEmbeddings
+from training.embedder import Embedder, PathEmbeddings
 
 
 def embed_with_cache(

@@ -22,7 +22,8 @@ import cv2
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.benchmark import find_source, list_tasks, measure
 from training.data.sources import PHOTO_SETS, PROTOCOLS
-from training.embedding import FEATURES, RESIZES, Embedder, open_embedder
+from training.embedder import FEATURES, Embedder
+from training.embedding import RESIZES, open_embedder
 from training.embedding_cache import embed_with_cache
 from training.figure_files import write_accuracy_figures, write_match_figures
 from training.paper import PaperRow, find_row, row_for
@@ -55,7 +56,7 @@ class EvaluationOptions:
     resize, device : str
         See `training.embedding.open_embedder`.
     unreadable : str
-        See `training.embedding.Embedder.embed_paths`.
+        See `training.embedder.Embedder.embed_paths`.
     workers : int or None
         Threads that decode.
     keep_embeddings : bool

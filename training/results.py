@@ -22,7 +22,7 @@ class Result:
     Attributes
     ----------
     direction, protocol, feature : str
-        See `training.data.places.RetrievalTask` and `training.embedding.FEATURES`.
+        See `training.data.places.RetrievalTask` and `training.embedder.FEATURES`.
     height_m : int
         0 for University-1652, and for all heights of SUES-200 pooled.
     queries, gallery : int
