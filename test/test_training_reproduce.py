@@ -1,0 +1,118 @@
+"""From the tables' rows to trainings, in the right order, each once, and back to the tables."""
+
+import json
+
+import pytest
+from command_line import REPOSITORY
+from university_fixture import university_dataset
+
+from training import reproduce
+from training.paper import ROWS
+from training.reproduce import ROWS_OF_CONFIGS, main, plan, table_text
+
+SMALL = [
+    'model.name=bnext_nano',
+    "model.pretrained=''",
+    'model.input_px=32',
+    'model.bottleneck=16',
+    'data.places_per_step=6',
+    'optimizer.learning_rate=1e-3',
+    'run.epochs=3',
+    'run.threads=1',
+    'run.tensorboard=false',
+]
+
+
+def test_every_row_exists_on_both_sides():
+    for rows in ROWS_OF_CONFIGS.values():
+        for name, key in rows.items():
+            assert (reproduce.CONFIGS / f'{name}.yaml').is_file(), name
+            assert key is None or key in ROWS, key
+
+
+def test_rows_answer_to_what_their_configuration_says():
+    """The mapping here and `paper.row_for`, written apart, name rows with the same figures."""
+    from training.config import load_config
+    from training.paper import row_for
+
+    for rows in ROWS_OF_CONFIGS.values():
+        for name, key in rows.items():
+            found = row_for(load_config(reproduce.CONFIGS / f'{name}.yaml'))
+            if key and found:
+                assert found.figures == ROWS[key].figures or found.table == 3, name
+
+
+def test_teachers_come_first_and_equal_trainings_are_done_once():
+    jobs = plan(sorted(ROWS_OF_CONFIGS))
+    names = [job.name for job in jobs]
+    assert len(names) == len(set(names))
+    for job in jobs:
+        teacher = job.config.losses.teacher
+        if teacher:
+            assert names.index(teacher.split('/')[1]) < names.index(job.name)
+    configs = [job.config for job in jobs]
+    assert all(configs.count(config) == 1 for config in configs)
+    answered = sorted(name for job in jobs for _, name, _ in job.lines)
+    assert answered == sorted(name for rows in ROWS_OF_CONFIGS.values() for name in rows)
+    # Table 7's A is table 3's tiny.
+    tiny = next(job for job in jobs if job.name == 'university1652_tiny')
+    assert {table for table, *_ in tiny.lines} >= {3, 7}
+
+
+def test_tables_are_made_by_one_command(tmp_path, monkeypatch, capfd):
+    """Teacher, two students, their evaluation and the table, in real processes; then nothing."""
+    data = university_dataset(
+        tmp_path / 'data', places=6, test_places=4, distractors=2, drones=3, size_px=48
+    )
+    monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
+    monkeypatch.chdir(tmp_path)
+    changes = [*SMALL, 'unfreezing.head_epochs=1', 'unfreezing.partial_epochs=1']
+    command = ['--university', str(data), '--tables', '3', '--set', *changes]
+    assert main(command) == 0
+    table = (tmp_path / 'results' / 'tables.md').read_text()
+    assert 'not yet' not in table
+    results = json.loads((tmp_path / 'results/university1652_tiny/results.json').read_text())
+    shown = next(
+        r['figures']['ap']
+        for r in results['models'][0]['results']
+        if (r['direction'], r['protocol'], r['feature'])
+        == ('drone_to_satellite', 'full', 'backbone')
+    )
+    assert '| university1652_tiny | D->S |' in table
+    assert f'{100 * shown:.2f} | 83.48 |' in table
+    capfd.readouterr()
+    assert main(command) == 0
+    assert 'training.train' not in capfd.readouterr().out
+
+
+def test_a_row_that_fails_does_not_keep_the_others_back(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
+    monkeypatch.chdir(tmp_path)
+    rows = {f'sues200_{height}_tiny': 'table2_tiny' for height in (150, 200)}
+    monkeypatch.setitem(ROWS_OF_CONFIGS, 2, rows)
+    assert main(['--sues', str(tmp_path), '--tables', '2']) == 1
+    printed = capfd.readouterr()
+    # Both teachers were tried; the students wait for theirs.
+    assert printed.err.count('error: ') == 2
+    names = [f'sues200_{height}_{kind}' for height in (150, 200) for kind in ('teacher', 'tiny')]
+    assert f'failed, see above: {", ".join(names)}' in printed.err
+    assert 'not yet' in printed.out
+
+
+def test_no_data_is_said_in_one_line(capsys):
+    assert main(['--tables', '2', '--university', '/nowhere']) == 2
+    assert 'no data set was given' in capsys.readouterr().err
+
+
+def test_an_unfinished_table_says_so():
+    text = table_text(plan([8]), [8])
+    assert text.count('not yet') == 16
+    assert '| ablation_backbone_xnor | D->S | not yet | 31.71 | not yet | 36.33 |' in text
+
+
+@pytest.mark.parametrize('processes', [1, 4])
+def test_several_processes_go_through_torchrun(processes, capsys):
+    command = ['--university', 'data', '--tables', '3', '--dry-run', '--processes', str(processes)]
+    assert main(command) == 0
+    launched = 'torch.distributed.run --nproc-per-node=4 -m training.train'
+    assert (launched in capsys.readouterr().out) == (processes > 1)
