@@ -189,7 +189,7 @@ def reproduce(options: argparse.Namespace) -> int:
             if options.dry_run:
                 continue
             if subprocess.run(command, check=False).returncode:
-                # A row that fails (its weights are missing, say) keeps back those it teaches alone.
+                # What fails (its weights are missing, say) keeps back only what it teaches.
                 failed.append(job.name)
                 break
     if options.dry_run:
