@@ -58,7 +58,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
-        raise ModelError(f'{path}: not a readable checkpoint ({error})') from error
+        raise ModelError(f'{path}: not a readable checkpoint ({in_one_line(error)})') from error
     version = state.get('checkpoint_version') if isinstance(state, dict) else None
     if version != CHECKPOINT_VERSION:
         raise ModelError(
@@ -81,7 +81,7 @@ def network_from_state(state: dict[str, Any], *, source: Path) -> GeoNetwork:
     except (BiCrossNetError, KeyError, RuntimeError) as error:
         raise ModelError(
             f'{source}: its weights do not fit the network that its configuration describes '
-            f'({error}); train again with this version'
+            f'({in_one_line(error)}); train again with this version'
         ) from error
     network.classes = tuple(state['classes'])
     return network.eval()
@@ -118,6 +118,12 @@ def git_revision() -> str:
     return f'{commit}-dirty' if changed else commit
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return the beginning of an error's text; torch lists every tensor on a line of its own."""
+    text = ' '.join(str(error).split())
+    return text if len(text) <= 200 else f'{text[:200]}...'
+
+
 def _git(folder: Path, *arguments: str) -> str:
     result = subprocess.run(
         ['git', *arguments], cwd=folder, capture_output=True, text=True, check=True
@@ -141,4 +147,4 @@ def _cause(error: BaseException) -> str:
         if isinstance(reason, OSError) and reason.strerror:
             return reason.strerror
         reason = reason.__cause__ or reason.__context__
-    return str(error).splitlines()[0]
+    return in_one_line(error)

@@ -12,7 +12,7 @@ from torch import nn
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
 from training.averaging import WeightAverage
-from training.checkpoint import network_from_checkpoint
+from training.checkpoint import in_one_line, network_from_checkpoint
 from training.data.loader import normalise
 from training.flips import FlipCounter
 from training.losses import TotalLoss
@@ -226,8 +226,8 @@ class Learner:
                 optimizer.load_state_dict(state['optimizers'][name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ModelError(
-                f'the checkpoint does not fit this network ({error}); resume with the version '
-                'and the config.yaml that wrote it'
+                f'the checkpoint does not fit this network ({in_one_line(error)}); resume with '
+                'the version and the config.yaml that wrote it'
             ) from error
         self.scaler.load_state_dict(state['scaler'])
         self.flips.load_state_dict(state['flips'])

@@ -150,7 +150,9 @@ class RunLog:
         self._path = out / 'history.jsonl'
         if self._path.exists():
             lines = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
-            self._path.write_text(''.join(line + '\n' for line in lines))
+            partial = self._path.with_suffix('.partial')
+            partial.write_text(''.join(line + '\n' for line in lines))
+            partial.replace(self._path)
         self._writer = _summary_writer(out / 'tensorboard', step) if tensorboard else None
 
     def add(self, values: Mapping[str, Any]) -> None:

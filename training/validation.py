@@ -70,6 +70,8 @@ class Validation:
 
     def figures(self, network: GeoNetwork) -> dict[str, float]:
         """Return recall_at_1, _5, _10 (means over the views) and the number of places."""
+        # Without run.sync_norms the processes' BatchNorm statistics differ; rank 0's are kept.
+        self._team.share_weights(network)
         tiles = self._embedded(network, self._tiles)
         recalls = [
             recall_at(tiles, self._embedded(network, queries), RANKS) for queries in self._queries
