@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ from training.models.releases import NESTED, not_needed, our_name, strip_wrapper
 # thousand of the paper's steps (Lion moves each by its rate, 1e-3); at a value as small as the
 # initial spread, 1e-3, the first gradient would undo what was learnt. Ten such steps lie between.
 LATENT_FROM_BITS = 0.01
-LEAST_SHARE = 0.9
 LISTED = 12
+
+# How a file of torch starts: a ZIP archive, or a pickle as before torch 1.6.
+TORCH_STARTS = (b'PK\x03\x04', b'\x80')
+# Files may lack these, and nobody misses them: they count the batches that a norm has seen.
+_COUNTERS = 'num_batches_tracked'
 
 Shape = tuple[int, ...]
 
@@ -37,11 +41,12 @@ class LoadReport:
     source : str
         The file.
     loaded : tuple of str
-        Tensors of the backbone that were set.
+        Tensors of the backbone that fit; here and in `missing` without the batch counters of
+        norms.
     missing : tuple of str
-        Tensors of the backbone that the file lacks; they keep their values.
+        Tensors of the backbone that the file lacks.
     unexpected : tuple of str
-        Tensors of the file that no part of the backbone knows.
+        Tensors of the file that the backbone does not know.
     mismatched : dict
         Tensors in both whose shapes differ: name to (shape in the file, shape expected).
     unused : tuple of str
@@ -61,12 +66,12 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """True if every tensor of the backbone was set and none in the file is unknown."""
+        """True if every tensor of the backbone fits and none in the file is unknown."""
         return not self.missing and not self.mismatched and not self.unexpected
 
     def __str__(self) -> str:
         expected = len(self.loaded) + len(self.missing) + len(self.mismatched)
-        lines = [f'{self.source}: {len(self.loaded)} of {expected} tensors loaded']
+        lines = [f'{self.source}: {len(self.loaded)} of {expected} tensors fit']
         lines += _listed('missing in the file', self.missing)
         lines += _listed(
             'of another shape',
@@ -104,65 +109,90 @@ def load_backbone(backbone: Backbone, path: Path) -> LoadReport:
     Returns
     -------
     LoadReport
-        What fitted and what did not; read it if not ``complete``.
+        What fitted, what was left out, and what else to know.
 
     Raises
     ------
     ModelError
-        If the file cannot be read, holds values that are not finite, or is of another
-        architecture: fewer than nine tenths of the values of file and backbone together fit.
+        If the file cannot be read, holds impossible values or a name twice, or is of another
+        architecture: a parameter or a norm's statistic of the backbone is missing or of another
+        shape, or one of the backbone's parts has more tensors in the file.
+
+    Notes
+    -----
+    Of a model file only the signs of binary weights are left. They come back as latents of
+    +-0.01, so that every one of them may still turn, soon: Lion moves a latent by its learning
+    rate at each step, whatever the gradient's size, and at the paper's 1e-3 ten steps of one
+    direction turn any sign. Fine-tune such a backbone at a rate of 1e-4 or less (a hundred
+    steps), or with a warm-up, or frozen; with the paper's rate it is an initial value and no
+    more. Where the checkpoint is at hand, load that: it has the latents as they were trained.
     """
     path = Path(path)
     found, notes = _read(path)
     own = backbone.state_dict()
+    parts = {name for name, _ in backbone.named_children()}
     fitting: dict[str, Tensor] = {}
     mismatched: dict[str, tuple[Shape, Shape]] = {}
-    unexpected, unused = [], []
+    unexpected, foreign, unused = [], [], []
+    origin: dict[str, str] = {}
     for raw, value in found.items():
         stripped = strip_wrappers(raw)
         name = our_name(backbone, stripped)
         if not_needed(backbone, stripped, own):
             unused.append(raw)
-        elif name not in own:
+            continue
+        if name not in own:
             unexpected.append(raw)
-        elif (fitted := _fit(value, own[name])) is None:
+            if name.split('.')[0] in parts:
+                foreign.append(raw)
+            continue
+        if (first := origin.setdefault(name, raw)) != raw:
+            raise ModelError(
+                f'{path}: {name} stands in it twice, as {first} and as {raw}; keep one of them'
+            )
+        if (fitted := _fit(value, own[name])) is None:
             mismatched[name] = (tuple(value.shape), tuple(own[name].shape))
         else:
             fitting[name] = fitted
-    missing = tuple(n for n in own if n not in fitting and n not in mismatched and _counts(n))
     report = LoadReport(
         str(path),
-        tuple(fitting),
-        missing,
+        _without_counters(fitting),
+        _without_counters(name for name in own if name not in origin),
         tuple(unexpected),
         mismatched,
         tuple(unused),
         (*notes, *_heat(found)),
     )
-    _check(report, backbone, fitting, extra=sum(found[name].numel() for name in unexpected))
+    if report.missing or mismatched or foreign:
+        raise _another_network(report, backbone, foreign=len(foreign))
+    _check_values(fitting, report.source)
     backbone.load_state_dict(fitting, strict=False)
     return report
 
 
-def _check(
-    report: LoadReport, backbone: Backbone, fitting: Mapping[str, Tensor], *, extra: int
-) -> None:
-    sizes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
-    share = sum(n for name, n in sizes.items() if name in fitting) / (sum(sizes.values()) + extra)
-    if share < LEAST_SHARE:
-        raise ModelError(
-            f'{report.source}: its weights are not those of a {type(backbone).__name__} with '
-            f'{sum(sizes.values()):,} parameters, only {100 * share:.0f} % fit; give a checkpoint '
-            f'of the same architecture and size\n{report}'
-        )
-    for name, value in fitting.items():
+def _without_counters(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if not name.endswith(_COUNTERS))
+
+
+def _another_network(report: LoadReport, backbone: Backbone, *, foreign: int) -> ModelError:
+    size = sum(parameter.numel() for parameter in backbone.parameters())
+    return ModelError(
+        f'{report.source}: its weights are not those of a {type(backbone).__name__} with '
+        f'{size:,} parameters: of the tensors {len(report.missing)} are missing, '
+        f'{len(report.mismatched)} of another shape and {foreign} too many; nothing was loaded; '
+        f'give a checkpoint of the same architecture and size\n{report}'
+    )
+
+
+def _check_values(tensors: Mapping[str, Tensor], source: str) -> None:
+    for name, value in tensors.items():
         if not value.isfinite().all():
-            raise ModelError(f'{report.source}: {name} holds values that are not finite')
-
-
-def _counts(name: str) -> bool:
-    """Tell whether a missing tensor matters: the batch counter of a norm does not."""
-    return not name.endswith('num_batches_tracked')
+            raise ModelError(f'{source}: {name} holds values that are not finite')
+        if name.endswith('running_var') and (value < 0).any():
+            raise ModelError(
+                f'{source}: {name} holds {value.min():.3g}; a variance is 0 or more: the file is '
+                'damaged, take it from its origin again'
+            )
 
 
 def _fit(value: Tensor, own: Tensor) -> Tensor | None:
@@ -192,6 +222,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise ModelError(f'{path}: no such file; give the path of a checkpoint or model file')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
+    try:
+        with path.open('rb') as file:
+            start = file.read(8)
+    except OSError as error:
+        raise ModelError(f'{path}: cannot be read ({error.strerror or error})') from error
+    if not start.startswith(TORCH_STARTS):
+        what = f'starts with {start!r}' if start else 'is empty'
+        raise ModelError(
+            f'{path}: not a checkpoint: it {what}; expected a file of torch.save, or of '
+            'safetensors with the suffix .safetensors'
+        )
     try:
         # Published checkpoints often hold the options of their training beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -232,6 +273,12 @@ def _tensors(content: Any, *, source: str) -> dict[str, Tensor]:
         content = inner
     if isinstance(content, dict):
         tensors = {n: v for n, v in content.items() if isinstance(v, Tensor)}
+        nameless = next((n for n in tensors if not isinstance(n, str)), None)
+        if nameless is not None:
+            raise ModelError(
+                f'{source}: one of its tensors has the key {nameless!r}; expected names, as in a '
+                'state_dict'
+            )
         if tensors:
             return tensors
     raise ModelError(

@@ -53,7 +53,7 @@ _CONVNEXT: Rules = (
 # What a backbone of this project has no use for, by the name in the file.
 _CLASSIFIERS = {
     BNext: r'^(fc|classifier)\.',
-    ConvNeXt: r'^head\.(fc\.)?(weight|bias)$',
+    ConvNeXt: r'^head\.(?!norm\.)',
     EfficientNetLite0: r'^_fc\.',
     BinaryResNet: r'^(fc\.|bn2\.)',
 }
