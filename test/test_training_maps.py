@@ -161,6 +161,21 @@ def test_a_bad_image_is_skipped_and_moves_no_other_scene(tmp_path, capsys):
     assert '8 scenes; left out: 1 unreadable (first: 04.jpg)' in capsys.readouterr().err
 
 
+def test_an_image_of_a_few_pixels_is_no_scene(tmp_path, capsys):
+    folder = write_images(tmp_path, 4)
+    cv2.imwrite(str(folder / '02.jpg'), np.full((1, 400, 3), 90, np.uint8))
+    training, _ = make_sources(with_data(holdout=4), folder)
+    assert {name[:6] for name in training.names} == {'01.jpg', '03.jpg'}
+    assert '3 scenes; left out: 1 unreadable (first: 02.jpg)' in capsys.readouterr().err
+    with pytest.raises(ImageError, match=r'02\.jpg: its shorter side has 1 px; expected 32'):
+        make_sources(with_data(unreadable='fail'), folder)
+
+
+def test_a_small_scene_of_a_large_image_is_none_of_a_small_image(tmp_path):
+    cv2.imwrite(str(tmp_path / 'large.jpg'), np.full((128, 128, 3), 90, np.uint8))
+    assert read_scene(tmp_path / 'large.jpg', scene_px=16).shape == (16, 16, 3)
+
+
 def test_a_bad_image_is_fatal_by_option(tmp_path):
     folder = write_images(tmp_path, 3)
     (folder / '01.jpg').write_bytes(b'')

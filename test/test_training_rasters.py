@@ -201,6 +201,13 @@ def test_rasters_smaller_than_a_scene(tmp_path, capsys):
     assert '1 smaller than a scene (first: small.tif)' in capsys.readouterr().err
 
 
+def test_squares_of_a_few_pixels_are_no_scenes(tmp_path):
+    write(tmp_path / 'coarse.tif', texture(), gsd=2)
+    with pytest.raises(ConfigError, match=r'coarse\.tif: a square of 32 m has 16\.0 px .* 32 or'):
+        scenes(tmp_path)
+    assert len(scenes(tmp_path, scene_m=64).names) == 4 * 6
+
+
 @pytest.mark.parametrize('damage', ['no raster', 'cut off'])
 def test_damaged_rasters(tmp_path, capsys, damage):
     write(tmp_path / 'a.tif', texture())

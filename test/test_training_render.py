@@ -1,8 +1,10 @@
 """Rendered data sets: a true camera, nothing but the scene, and the published folder layouts."""
 
 import dataclasses
+import errno
 import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -351,7 +353,14 @@ def test_what_cannot_be_rendered_is_told(scenes, tmp_path):
     assert not out.exists()
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'mine.txt').touch()
-    with pytest.raises(ConfigError, match='not an empty folder'):
+    with pytest.raises(
+        ConfigError,
+        match=r'not an empty folder; it has no rendered\.json: if a .*'
+        'broken off there, delete it and start again',
+    ):
+        render_dataset(scenes, tmp_path / 'full', SMALL)
+    (tmp_path / 'full' / 'rendered.json').touch()
+    with pytest.raises(ConfigError, match=r'not an empty folder; name a new one$'):
         render_dataset(scenes, tmp_path / 'full', SMALL)
     broken = tmp_path / 'broken'
     broken.mkdir()
@@ -359,6 +368,30 @@ def test_what_cannot_be_rendered_is_told(scenes, tmp_path):
         (broken / f'{number}.jpg').write_bytes(b'no image')
     with pytest.raises(ImageError, match=r'broken/\d\.jpg'):
         render_dataset(broken, out, SMALL)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_line(scenes, tmp_path, capsys, monkeypatch):
+    (tmp_path / 'file').touch()
+    arguments = ['render', str(scenes), str(tmp_path / 'file' / 'out'), '--places', '2']
+    arguments += ['--test-places', '1', '--distractors', '0', '--drones', '1', '--size-px', '32']
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'error: {tmp_path}/file/out: cannot be written (')
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    arguments[2] = str(tmp_path / 'out')
+    assert main(arguments) == 2
+    assert 'No space left on device' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_image_of_a_few_pixels_is_no_place(tmp_path):
+    folder = drawn_scenes(tmp_path / 'scenes', 2, size_px=20)
+    options = dataclasses.replace(SMALL, places=1, test_places=1, distractors=0)
+    with pytest.raises(ImageError, match='shorter side has 20 px; expected 32'):
+        render_dataset(folder, tmp_path / 'out', options)
 
 
 @pytest.mark.parametrize(

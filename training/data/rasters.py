@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bicrossnet_ros.errors import ConfigError, ImageError
+from training.data.scenes import LEAST_SIDE_PX
 
 SUFFIXES = {'.tif', '.tiff', '.jp2', '.png', '.jpg', '.jpeg'}
 MISSING_LIMIT = 0.05  # of a square, beyond which it is left out
@@ -145,7 +146,7 @@ def raster_grid(path: Path, *, side_m: float, side_px: int) -> RasterGrid:
     Raises
     ------
     ConfigError
-        If the raster does not say where it lies.
+        If the raster does not say where it lies, or is too coarse for such squares.
     ImageError
         If it cannot be opened.
     """
@@ -157,8 +158,14 @@ def raster_grid(path: Path, *, side_m: float, side_px: int) -> RasterGrid:
         try:
             with WarpedVRT(dataset, crs=crs) as warped:
                 west_m, south_m, east_m, north_m = warped.bounds
+                native_px = side_m / max(warped.res)
         except RasterioError as error:
             raise _damaged(path, error) from error
+    if native_px < LEAST_SIDE_PX:
+        raise ConfigError(
+            f'{path}: a square of {side_m:g} m has {native_px:.1f} px in it; expected '
+            f'{LEAST_SIDE_PX} or more: raise data.scene_m or remove the raster'
+        )
     # A square that lacks a hair of the last pixel still fits.
     cols, rows = (
         int((far - near) / side_m + 1e-6) for near, far in ((west_m, east_m), (south_m, north_m))

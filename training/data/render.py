@@ -21,14 +21,14 @@ import cv2
 import numpy as np
 
 from bicrossnet_ros.errors import ConfigError
-from training.data.images import read_image
 from training.data.orbit import Pose, circle, spiral
 from training.data.places import Image
 from training.data.rendered_scene import HALF_SIDE, Scene
-from training.data.scenes import counted, list_scenes
+from training.data.scenes import counted, list_scenes, read_square
 from training.data.sues200 import HEIGHTS_M, TEST_PLACES
 
 LAYOUTS = ('university1652', 'sues200')
+RECORD = 'rendered.json'
 _SATELLITE_QUALITY = 92
 _DRONE_QUALITY = (60, 95)
 # After the random streams of `rendered_scene`.
@@ -120,7 +120,8 @@ def render_dataset(images: Path, out: Path, options: RenderOptions) -> int:
     images : Path
         Each image becomes at most one place; which, is drawn by the seed.
     out : Path
-        A new or an empty folder. ``rendered.json`` in it says, when all is done, how it was made.
+        A new or an empty folder. ``rendered.json`` in it says, when all is done, how it was made;
+        what was broken off before cannot be taken up again.
     options : RenderOptions
         What is rendered.
 
@@ -132,14 +133,34 @@ def render_dataset(images: Path, out: Path, options: RenderOptions) -> int:
     Raises
     ------
     ConfigError
-        If there are too few images or `out` holds something.
+        If there are too few images, or `out` holds something or cannot be written.
     ImageError
-        If an image cannot be read.
+        If an image cannot be read, or is too small.
     """
     if not images.is_dir():
         raise ConfigError(f'{images}: no such folder; name the folder of the aerial images')
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f'{out}: is not an empty folder; name a new one')
+    try:
+        _check_empty(out)
+        return _render(images, out, options)
+    except OSError as error:
+        raise ConfigError(
+            f'{out}: cannot be written ({error}); name a folder that you may write to, with room'
+        ) from error
+
+
+def _check_empty(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    remedy = 'name a new one'
+    if out.is_dir() and not (out / RECORD).exists():
+        remedy = (
+            f'it has no {RECORD}: if a rendering was broken off there, delete it and start again '
+            '(it cannot be taken up again), else name a new one'
+        )
+    raise ConfigError(f'{out}: is not an empty folder; {remedy}')
+
+
+def _render(images: Path, out: Path, options: RenderOptions) -> int:
     rng = np.random.default_rng((options.seed, _CHOICE))
     plans = (plan_university if options.layout == 'university1652' else plan_sues)(options, rng)
     paths = list_scenes(images)
@@ -149,14 +170,15 @@ def render_dataset(images: Path, out: Path, options: RenderOptions) -> int:
             'images or ask for fewer places'
         )
     chosen = rng.permutation(len(paths))
+    out.mkdir(parents=True, exist_ok=True)  # if that fails, then before the work
     written = 0
     for number, plan in enumerate(counted(plans, 'rendering places', len(plans))):
         key = (options.seed, number + 1)
-        image = read_image(paths[chosen[number]])
+        image = read_square(paths[chosen[number]])
         scene = Scene(image, key, size_px=options.size_px, buildings=options.buildings)
         written += _render_place(scene, plan, out, key)
     record = {'made_by': 'training.data.render', **dataclasses.asdict(options)}
-    (out / 'rendered.json').write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+    (out / RECORD).write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
     return written
 
 

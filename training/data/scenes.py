@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bicrossnet_ros.errors import ConfigError
+from bicrossnet_ros.errors import ConfigError, ImageError
 from training.data.images import read_image
 
 T = TypeVar('T')
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff'}
+# One cell of a network's last map. What has fewer pixels shows no place, however it is enlarged.
+LEAST_SIDE_PX = 32
 
 
 def list_scenes(folder: Path, *, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
@@ -52,10 +54,27 @@ def read_scene(path: Path, *, scene_px: int) -> NDArray[np.uint8]:
     Raises
     ------
     ImageError
-        If the file is no image.
+        If the file is no image, or too small.
     """
-    square = central_square(read_image(path, at_least_px=scene_px))
+    square = read_square(path, at_least_px=max(scene_px, LEAST_SIDE_PX))
     return np.asarray(cv2.resize(square, (scene_px, scene_px), interpolation=cv2.INTER_AREA))
+
+
+def read_square(path: Path, *, at_least_px: int | None = None) -> NDArray[np.uint8]:
+    """Read the largest square about the centre of an image; see `read_image`.
+
+    Raises
+    ------
+    ImageError
+        If the file is no image, or its shorter side has less than `LEAST_SIDE_PX`.
+    """
+    square = central_square(read_image(path, at_least_px=at_least_px))
+    if len(square) < LEAST_SIDE_PX:
+        raise ImageError(
+            f'{path}: its shorter side has {len(square)} px; expected {LEAST_SIDE_PX} or more: '
+            'replace or remove it'
+        )
+    return square
 
 
 def central_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
