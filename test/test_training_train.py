@@ -87,7 +87,6 @@ def without_speed(lines: list[dict]) -> list[dict]:
 
 
 def assert_equal_states(first: dict, second: dict, *, path: str = '') -> None:
-    assert type(first) is type(second), path
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second), path
     elif isinstance(first, dict):
@@ -182,6 +181,7 @@ def test_tensorboard_shows_the_curves(whole_run):
     tags = set(events.Tags()['scalars'])
     assert {'loss/total', 'learning_rate/float', 'learning_rate/binary', 'images_per_s'} <= tags
     assert {'validation/recall_at_1', 'flips/backbone.blocks.0.unit3x3.conv'} <= tags
+    assert 'phase/text_summary' in events.Tags()['tensors']
     lines = [line for line in history(whole_run[0]) if 'loss' in line]
     curve = [(point.step, point.value) for point in events.Scalars('loss/total')]
     assert curve == [(line['step'], pytest.approx(line['loss']['total'])) for line in lines]
@@ -222,6 +222,29 @@ def test_bfloat16_computes_about_the_same(data):
     config = with_changes(BRIEF, ['run.precision=float16'])
     with pytest.raises(ConfigError, match='float16, which needs a GPU'):
         Learner(config, classes=names, team=ALONE)
+
+
+def test_scaled_gradients_move_the_weights_as_plain_ones(data):
+    """What float16 needs on a GPU; a scale is a power of two, so nothing is rounded."""
+    names, batch = batch_of(data, BRIEF)
+    # In the first phase one of the two optimisers has nothing to do; the last one moves all.
+    states = []
+    for scaled in (False, True):
+        learner = Learner(BRIEF, classes=names, team=ALONE)
+        learner.scaler = torch.amp.GradScaler('cpu', enabled=scaled)
+        for step in (0, 2):
+            learner.begin_epoch(step)
+            learner.set_rates(step)
+            learner.step(batch, step=step)
+        states.append(dict(learner.network.state_dict()))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    before = {name: value.clone() for name, value in learner.network.named_parameters()}
+    learner.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**126, enabled=True)
+    learner.step(batch, step=3)
+    # The gradients overflow: no step is taken, and the scale falls.
+    assert_equal_states(before, dict(learner.network.named_parameters()))
+    assert learner.scaler.get_scale() == 2.0**125
 
 
 def test_temperature_cools_with_the_epochs(data):
@@ -395,7 +418,7 @@ def test_pretrained_weights_are_where_a_run_starts(data, whole_run, tmp_path, ca
     frozen = ['unfreezing.head_epochs=2', 'unfreezing.partial_epochs=0']
     config = with_changes(BRIEF, [f'model.pretrained={path}', *frozen])
     train(config, data=data, out=tmp_path / 'run')
-    assert 'tensors loaded' in capsys.readouterr().out
+    assert f'{path}: ' in capsys.readouterr().out  # what fitted, and what did not
     ours = load_checkpoint(tmp_path / 'run' / 'final.pt')['network']
     theirs = load_checkpoint(path)['network']
     backbone = [name for name in ours if name.startswith('backbone.')]

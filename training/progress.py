@@ -156,16 +156,16 @@ class RunLog:
         self._writer = _summary_writer(out / 'tensorboard', step) if tensorboard else None
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Append one line; numbers, also nested ones, become TensorBoard's curves."""
+        """Append one line; its numbers, also nested ones, and texts go to TensorBoard too."""
         with self._path.open('a') as file:
             file.write(json.dumps(values) + '\n')
+        if self._writer is None:
+            return
         for name, value in _numbers(values):
-            self.curve(name, value, step=int(values['step']))
-
-    def curve(self, name: str, value: float, *, step: int) -> None:
-        """Add one point to a curve of TensorBoard alone."""
-        if self._writer is not None:
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, int(values['step']))
+        for name, text in values.items():
+            if isinstance(text, str):
+                self._writer.add_text(name, text, int(values['step']))
 
     def close(self) -> None:
         """Write out what is pending."""
