@@ -95,6 +95,8 @@ class EfficientNetLite0(Backbone):
     """
 
     feature_dim = HEAD_CHANNELS
+    _gain: Tensor
+    _offset: Tensor
 
     def __init__(self) -> None:
         super().__init__()

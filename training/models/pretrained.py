@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,45 +129,52 @@ def load_backbone(backbone: Backbone, path: Path) -> LoadReport:
     """
     path = Path(path)
     found, notes = _read(path)
-    own = backbone.state_dict()
+    fitting, report = _match(backbone, found, path)
     parts = {name for name, _ in backbone.named_children()}
+    foreign = [
+        raw
+        for raw in report.unexpected
+        if our_name(backbone, strip_wrappers(raw)).split('.')[0] in parts
+    ]
+    if report.missing or report.mismatched or foreign:
+        raise _another_network(report, backbone, foreign=len(foreign))
+    _check_values(fitting, report.source)
+    backbone.load_state_dict(fitting, strict=False)
+    return replace(report, notes=(*notes, *_heat(found)))
+
+
+def _match(
+    backbone: Backbone, found: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Sort the tensors of a file; returns those that fit, under the backbone's names."""
+    own = backbone.state_dict()
     fitting: dict[str, Tensor] = {}
     mismatched: dict[str, tuple[Shape, Shape]] = {}
-    unexpected, foreign, unused = [], [], []
+    unexpected, unused = [], []
     origin: dict[str, str] = {}
     for raw, value in found.items():
         stripped = strip_wrappers(raw)
         name = our_name(backbone, stripped)
         if not_needed(backbone, stripped, own):
             unused.append(raw)
-            continue
-        if name not in own:
+        elif name not in own:
             unexpected.append(raw)
-            if name.split('.')[0] in parts:
-                foreign.append(raw)
-            continue
-        if (first := origin.setdefault(name, raw)) != raw:
+        elif (first := origin.setdefault(name, raw)) != raw:
             raise ModelError(
                 f'{path}: {name} stands in it twice, as {first} and as {raw}; keep one of them'
             )
-        if (fitted := _fit(value, own[name])) is None:
+        elif (fitted := _fit(value, own[name])) is None:
             mismatched[name] = (tuple(value.shape), tuple(own[name].shape))
         else:
             fitting[name] = fitted
-    report = LoadReport(
+    return fitting, LoadReport(
         str(path),
         _without_counters(fitting),
         _without_counters(name for name in own if name not in origin),
         tuple(unexpected),
         mismatched,
         tuple(unused),
-        (*notes, *_heat(found)),
     )
-    if report.missing or mismatched or foreign:
-        raise _another_network(report, backbone, foreign=len(foreign))
-    _check_values(fitting, report.source)
-    backbone.load_state_dict(fitting, strict=False)
-    return report
 
 
 def _without_counters(names: Iterable[str]) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ _CONVNEXT: Rules = (
 )
 
 # What a backbone of this project has no use for, by the name in the file.
-_CLASSIFIERS = {
+_CLASSIFIERS: dict[type[Backbone], str] = {
     BNext: r'^(fc|classifier)\.',
     ConvNeXt: r'^head\.(?!norm\.)',
     EfficientNetLite0: r'^_fc\.',
