@@ -284,7 +284,7 @@ def test_a_full_disk_keeps_the_checkpoint_for_a_longer_run(data, tmp_path):
     assert figures == train(longer, data=data, out=tmp_path / 'at once')
     states = [load_checkpoint(folder / 'final.pt') for folder in (out, tmp_path / 'at once')]
     assert_equal_states(*states)
-    with pytest.raises(ConfigError, match=r'has done 6 steps already, run\.epochs 2 ends at 4'):
+    with pytest.raises(ConfigError, match=r'has done 6 steps already, run\.epochs ends it at 4'):
         train(BRIEF, data=data, out=out, resume=True)
 
 
@@ -320,7 +320,7 @@ def test_a_run_is_never_overwritten_or_mixed(data, whole_run, tmp_path):
         with pytest.raises(ConfigError, match=message):
             train(with_changes(SMALL, [change]), data=data, out=out, resume=True)
     other = make_data(tmp_path / 'other', places=range(2, 13))
-    with pytest.raises(ConfigError, match=r'now --data shows 8 \(0002 is in one of them alone\)'):
+    with pytest.raises(ConfigError, match=r'now --data shows 8 \(2 steps\); 0002 is in one'):
         train(SMALL, data=other, out=out, resume=True)
     assert (out / 'config.yaml').read_text() == before
     with pytest.raises(ModelError, match='start the training without --resume'):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -60,6 +62,39 @@ def _check_same_run(out: Path, found: dict[str, Any], config: TrainConfig) -> No
             f'{out}: the run was started with another configuration ({what}); resume with '
             f'{out / "config.yaml"} or start a new run in another --out'
         )
+
+
+def check_same_data(
+    out: Path, state: dict[str, Any], *, classes: tuple[str, ...], per_epoch: int, last_step: int
+) -> None:
+    """Refuse to resume on other places, or a run that is over already.
+
+    Raises
+    ------
+    ConfigError
+        Naming the difference.
+    """
+    before = tuple(state['classes'])
+    if before != classes or state['steps_per_epoch'] != per_epoch:
+        odd = sorted(set(before) ^ set(classes))
+        raise ConfigError(
+            f'{out}: the run was started on {len(before)} places ({state["steps_per_epoch"]} '
+            f'steps an epoch), now --data shows {len(classes)} ({per_epoch} steps)'
+            f'{f"; {odd[0]} is in one of them alone" if odd else ""}; resume with the data of the '
+            'run'
+        )
+    if int(state['step']) > last_step:
+        raise ConfigError(
+            f'{out}: the run has done {state["step"]} steps already, run.epochs ends it at '
+            f'{last_step}; ask for more epochs'
+        )
+
+
+def record_start(out: Path, **facts: Any) -> None:
+    """Append to ``starts.jsonl`` that a run starts or goes on now, from which source and seed."""
+    start = {'time': datetime.now(timezone.utc).isoformat(timespec='seconds'), **facts}
+    with (out / 'starts.jsonl').open('a') as file:
+        file.write(json.dumps(start) + '\n')
 
 
 def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -17,14 +17,13 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import torch
 
-from bicrossnet_ros.errors import BiCrossNetError, ConfigError
+from bicrossnet_ros.errors import BiCrossNetError
 from training.checkpoint import git_revision, save_checkpoint
 from training.config import TrainConfig, config_to_dict, load_config, with_changes
 from training.data.loader import batches, steps_per_epoch
@@ -33,7 +32,7 @@ from training.distributed import join_team
 from training.final_weights import choose_weights
 from training.learner import Learner
 from training.progress import ProgressLine, RunLog, Tally
-from training.run_folder import open_folder
+from training.run_folder import check_same_data, open_folder, record_start
 from training.validation import Validation
 
 if TYPE_CHECKING:
@@ -124,7 +123,13 @@ class Trainer:
         """
         report = ''
         if state:
-            self._check_same_data(state)
+            check_same_data(
+                self.out,
+                state,
+                classes=self.source.names,
+                per_epoch=self.per_epoch,
+                last_step=self.last_step,
+            )
             self.learner.load_state_dict(state)
             self.tally.load_state_dict(state['tally'], self.team)
             self.step, self.figures = int(state['step']), dict(state['figures'])
@@ -135,43 +140,27 @@ class Trainer:
         if self.team.leads:
             self._announce(report)
 
-    def _check_same_data(self, state: dict[str, Any]) -> None:
-        classes, names = tuple(state['classes']), self.source.names
-        if classes != names or state['steps_per_epoch'] != self.per_epoch:
-            odd = sorted(set(classes) ^ set(names))
-            raise ConfigError(
-                f'{self.out}: the run was started on {len(classes)} places, now --data shows '
-                f'{len(names)}{f" ({odd[0]} is in one of them alone)" if odd else ""}; resume '
-                'with the data of the run'
-            )
-        if int(state['step']) > self.last_step:
-            raise ConfigError(
-                f'{self.out}: the run has done {state["step"]} steps already, run.epochs '
-                f'{self.config.run.epochs} ends at {self.last_step}; ask for more epochs'
-            )
-
     def _announce(self, report: str) -> None:
         losses = self.config.losses
         held_out = self.validation.places if self.validation else 0
         print(
             f'{len(self.source.names)} places to train on, {held_out} to validate on; '
-            f'{self.per_epoch} steps an epoch on {self.team.world} x {self.team.device.type}'
+            f'{self.per_epoch} steps an epoch on {self.team.world} x {self.team.device.type}',
+            flush=True,
         )
         if report:
-            print(report)
+            print(report, flush=True)
         if losses.logit_distillation and not losses.teacher:
-            print('losses.teacher is empty: training without knowledge distillation')
-        start = {
-            'time': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-            'git_revision': self._revision,
-            'seed': self.config.run.seed,
-            'step': self.step,
-            'processes': self.team.world,
-            'device': self.team.device.type,
-            'torch': torch.__version__,
-        }
-        with (self.out / 'starts.jsonl').open('a') as file:
-            file.write(json.dumps(start) + '\n')
+            print('losses.teacher is empty: training without knowledge distillation', flush=True)
+        record_start(
+            self.out,
+            git_revision=self._revision,
+            seed=self.config.run.seed,
+            step=self.step,
+            processes=self.team.world,
+            device=self.team.device.type,
+            torch=torch.__version__,
+        )
 
     def run(self) -> None:
         """Train from the present step to the last."""
