@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import training.train
-from training.config import TrainConfig, config_to_dict, load_config
+from training.config import TrainConfig, config_to_dict, load_config, with_changes
 from training.run_folder import _flat
 
 FOLDER = Path(training.train.__file__).parent / 'configs'
@@ -150,6 +150,11 @@ NO_TEACHER = {'losses.logit_distillation': 0, 'losses.teacher': ''}
 )
 def test_rows_differ_in_what_the_table_varies(first, second, expected):
     assert difference(first, second) == expected
+
+
+def test_a_path_can_be_taken_away():
+    config = with_changes(load('university1652_tiny'), ['model.pretrained=', 'losses.teacher='])
+    assert (config.model.pretrained, config.losses.teacher) == ('', '')
 
 
 def test_a_teacher_is_where_its_own_run_puts_it():

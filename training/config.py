@@ -399,7 +399,8 @@ def with_changes(config: TrainConfig, changes: list[str]) -> TrainConfig:
             inner = inner.get(part) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or last not in inner:
             raise ConfigError(f'--set {change}: there is no {key} in the configuration')
-        inner[last] = yaml.load(text, _Loader)
+        # YAML takes no text for null; here it is the empty text, as of a path that is not given.
+        inner[last] = yaml.load(text, _Loader) if text else ''
     return config_from_dict(data, source='--set')
 
 
