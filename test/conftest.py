@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Two threads that wait for each other cost more than they gain in tests of small networks.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
