@@ -1,6 +1,6 @@
 """The paper's recipe on a small data set shaped like University-1652: does each part help it.
 
-    python bench/recipe.py --images DIR [--out DIR] [--seeds 0 1 2] [--jobs 2] [--epochs 48]
+    python bench/recipe.py --images DIR [--out DIR] [--seeds 0 1 2] [--jobs 2] [--epochs 30]
 
 Renders the data set from a folder of aerial images (oblique drone views with true perspective),
 trains a teacher (EfficientNet-Lite0 from its ImageNet weights), then a binary student (BNext-nano
@@ -40,7 +40,7 @@ COLUMNS = (
 )
 
 
-def make_data(images: Path, out: Path, *, places: int) -> Path:
+def make_data(images: Path, out: Path) -> Path:
     """Render the data set once, from every eighth image: the shipped weights never saw these."""
     from training.data.render import RenderOptions, render_dataset
     from training.data.scenes import list_scenes, split_scenes
@@ -54,9 +54,7 @@ def make_data(images: Path, out: Path, *, places: int) -> Path:
         link = unseen / path.name
         if not link.exists():
             link.symlink_to(path.resolve())
-    options = RenderOptions(
-        places=places, test_places=places, distractors=places // 2, drones=24, size_px=128
-    )
+    options = RenderOptions(places=200, test_places=96, distractors=48, drones=24, size_px=128)
     render_dataset(unseen, data, options)
     return data
 
@@ -114,22 +112,24 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'out' / 'recipe')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time')
-    parser.add_argument('--places', type=int, default=96, help='training places')
-    parser.add_argument('--epochs', type=int, default=48, help='of a student')
+    parser.add_argument('--epochs', type=int, default=30, help='of a student')
     options = parser.parse_args()
     from training.models.efficientnet import weights_path
 
     out = options.out.resolve()
-    data = make_data(options.images, out, places=options.places)
+    data = make_data(options.images, out)
     teacher = out / 'teacher'
     train('small_teacher.yaml', data, teacher, [f'model.pretrained={weights_path()}'])
 
-    phase = options.epochs * 20 // 250
+    # The paper's proportions: 20 + 20 of 250 epochs, milestones after 80, 120 and 200.
+    share = options.epochs / 250
+    milestones = [round(epochs * share) for epochs in (80, 120, 200)]
     common = [
         f'losses.teacher={teacher / "final.pt"}',
         f'run.epochs={options.epochs}',
-        f'unfreezing.head_epochs={phase}',
-        f'unfreezing.partial_epochs={phase}',
+        f'unfreezing.head_epochs={round(20 * share)}',
+        f'unfreezing.partial_epochs={round(20 * share)}',
+        f'optimizer.milestones={milestones}',
     ]
     work = [
         (out / name.replace(' ', '_') / str(seed), [*common, *changes, f'run.seed={seed}'])
