@@ -1,5 +1,6 @@
 """Batches: which places, the same for any workers and ranks, and what damaged images do."""
 
+import multiprocessing
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from photo_sets import picture, write
 from bicrossnet_ros.errors import ConfigError, ImageError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
 from training.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
-from training.data.loader import batches, normalise
+from training.data.loader import WorkerError, batches, normalise
 from training.data.samplers import ANY_VIEW, epoch_order, steps_per_epoch
 from training.data.sources import make_sources
 
@@ -299,9 +300,62 @@ def test_a_batch_of_which_nothing_is_left_is_an_error(tmp_path):
     for path in root.glob('train/satellite/*/*'):
         path.write_bytes(b'')
     with pytest.raises(
-        ImageError, match=r'none of the 4 places of step 0 could be read; .* empty'
+        ImageError, match=r'none of the 4 places of step 0 could be read, and no .* empty'
     ):
         draw(root, 0, 4)
+
+
+@pytest.mark.parametrize('bad', [[2], [0, 3], [1, 2, 4, 5]])
+def test_another_place_stands_in_for_a_share_without_any(tmp_path, bad):
+    root = make_photos(tmp_path, places=8)
+    victims = [f'{7 * place:04d}' for place in bad]
+    for name in victims:
+        (root / f'train/satellite/{name}/{name}.jpg').write_bytes(b'')
+    steps = 4
+    shares = [draw(root, 0, steps, rank=rank, world=4) for rank in range(4)]
+    whole = draw(root, 0, steps)
+    stood_in = 0
+    for step in range(steps):
+        labels = [share[step].labels.tolist() for share in shares]
+        assert [len(own) for own in labels] == [1] * 4
+        together = sum(labels, [])
+        assert len(set(together)) == 4
+        assert not set(together) & set(bad)
+        assert set(together) >= set(whole[step].labels.tolist())
+        assert sum(share[step].skipped for share in shares) == whole[step].skipped
+        stood_in += whole[step].skipped
+        for share in shares:
+            assert bool(share[step].skipped) == bool(share[step].problems)
+    assert stood_in
+    again = draw(root, 2, steps, rank=1, world=4, workers=1)
+    assert all_same(again, shares[1][2:])
+
+
+def test_a_share_for_which_no_place_is_left_is_an_error(tmp_path):
+    root = make_photos(tmp_path, places=4)
+    (root / 'train/satellite/0014/0014.jpg').write_bytes(b'')
+    found = []
+    for rank in range(4):
+        try:
+            found.append(len(draw(root, 0, 1, rank=rank, world=4)[0].labels))
+        except ImageError as error:
+            assert 'no place is left to stand in' in str(error)
+            found.append(0)
+    assert sorted(found) == [0, 1, 1, 1]
+
+
+def test_a_worker_that_is_killed_is_a_known_error(photos):
+    config = TrainConfig(
+        data=DataConfig(places_per_step=4, workers=1), model=ModelConfig(input_px=32)
+    )
+    source, _ = make_sources(config, photos)
+    stream = batches(source, config.data, seed=0, stream=0, first_step=0, last_step=10_000)
+    next(stream)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    with pytest.raises(WorkerError, match=r'killed or crashed.*data\.workers.*--resume'):
+        list(stream)
 
 
 def test_a_source_can_be_sent_to_another_process(photos):

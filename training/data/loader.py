@@ -7,7 +7,7 @@ other workers, sees the same images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -22,14 +22,17 @@ from bicrossnet_ros.preprocess import Preprocessing
 from training.config import DataConfig
 from training.data.places import Image, PairSource
 from training.data.samplers import ANY_VIEW, epoch_order, steps_per_epoch
+from training.data.workers import WorkerError, alive
 
-__all__ = ['Batch', 'batches', 'normalise', 'steps_per_epoch']
+__all__ = ['Batch', 'WorkerError', 'batches', 'normalise', 'steps_per_epoch']
 
 logger = logging.getLogger(__name__)
 
 # Ends the keys of the order in which other images of a place are tried. It is no 0: numpy seeds
 # (a, b) and (a, b, 0) alike.
 _RETRIES = 2**31 - 1
+# Stands where others have the place, in the keys of the order in which other places are tried.
+_SPARES = 2**31 - 2
 
 
 @dataclass
@@ -43,7 +46,8 @@ class Batch:
     labels : Tensor of int64, shape (N,)
         Labels of the places.
     skipped : int
-        Places that were left out because no pair of images of theirs could be decoded.
+        Places that were left out because no pair of images of theirs could be decoded, also where
+        others stand in for them.
     problems : tuple of str
         What could not be decoded, also where another image of the place took its part.
     """
@@ -96,15 +100,18 @@ def batches(
     Yields
     ------
     Batch
-        Fewer rows than asked for if places were left out, never none.
+        Fewer rows than asked for if places were left out, never none: for a share of which no
+        place can be read stands one that is not in the global batch.
 
     Raises
     ------
     ConfigError
         If there are too few places, or the global batch does not divide by `world`.
     ImageError
-        If `unreadable` is 'fail' and an image cannot be decoded, or if no place of a batch can be
-        read.
+        If `unreadable` is 'fail' and an image cannot be decoded, or if no place of a share can be
+        read and none is left to stand in for it.
+    WorkerError
+        If a worker process was killed.
     """
     if config.places_per_step % (world * source.group):
         raise ConfigError(
@@ -179,8 +186,7 @@ class _Steps(Dataset[Batch | ImageError]):
         world: int,
     ) -> None:
         self.source, self.config, self.seed, self.stream = source, config, seed, stream
-        share = config.places_per_step // world
-        self.rows = slice(rank * share, (rank + 1) * share)
+        self.rank, self.share = rank, config.places_per_step // world
         self.steps = steps_per_epoch(source, config)
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
@@ -193,22 +199,56 @@ class _Steps(Dataset[Batch | ImageError]):
     def _batch(self, step: int) -> Batch:
         epoch, index = divmod(step, self.steps)
         key = (self.seed, self.stream, epoch)
-        problems: list[str] = []
-        pairs, labels = [], []
-        for place, view in self._order(epoch)[index, self.rows].tolist():
-            pair = self._pair(place, view, key, problems)
-            if pair is not None:
-                pairs.append(pair)
-                labels.append(place)
-        count = self.rows.stop - self.rows.start
+        order = self._order(epoch)[index]
+        pairs, problems = self._read(self._rows(order, self.rank), key)
+        skipped = self.share - len(pairs)
+        if not pairs:
+            pairs, more = self._stand_in(order, key, index)
+            problems += more
         if not pairs:
             raise ImageError(
-                f'none of the {count} places of step {step} could be read; {problems[0]}'
+                f'none of the {self.share} places of step {step} could be read, and no place is '
+                f'left to stand in; replace their images, or lower data.places_per_step; the '
+                f'first: {problems[0]}'
             )
         satellite, drone = (
-            torch.from_numpy(np.stack(views)) for views in zip(*pairs, strict=True)
+            torch.from_numpy(np.stack(views)) for views in zip(*pairs.values(), strict=True)
         )
-        return Batch(satellite, drone, torch.tensor(labels), count - len(pairs), tuple(problems))
+        return Batch(satellite, drone, torch.tensor(list(pairs)), skipped, tuple(problems))
+
+    def _rows(self, order: NDArray[np.int64], rank: int) -> list[tuple[int, int]]:
+        """Return the places and views of a process in a global batch."""
+        share = order[rank * self.share : (rank + 1) * self.share]
+        return [(place, view) for place, view in share.tolist()]
+
+    def _read(
+        self, rows: Iterable[tuple[int, int]], key: tuple[int, ...]
+    ) -> tuple[dict[int, tuple[Image, Image]], list[str]]:
+        """Make the views of all places that can be read; tell what cannot."""
+        problems: list[str] = []
+        pairs = {place: self._pair(place, view, key, problems) for place, view in rows}
+        return {place: pair for place, pair in pairs.items() if pair is not None}, problems
+
+    def _stand_in(
+        self, order: NDArray[np.int64], key: tuple[int, ...], index: int
+    ) -> tuple[dict[int, tuple[Image, Image]], list[str]]:
+        """Make views of a group of places that is not in the global batch, for an empty share.
+
+        No two processes take the same: each leaves one to every empty share before its own.
+        """
+        before = [self._read(self._rows(order, rank), key)[0] for rank in range(self.rank)]
+        taken = sum(not pairs for pairs in before)
+        size, problems = self.source.group, list[str]()
+        others = np.setdiff1d(np.arange(len(self.source.names) // size), order[:, 0] // size)
+        rng = np.random.default_rng((*key, _SPARES, index + 1))
+        for group in rng.permutation(others).tolist():
+            places = range(group * size, (group + 1) * size)
+            pairs, more = self._read([(place, ANY_VIEW) for place in places], key)
+            problems += more
+            if pairs and not taken:
+                return pairs, problems
+            taken -= bool(pairs)
+        return {}, problems
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -245,7 +285,7 @@ def _start_worker(_worker: int) -> None:
 def _reported(loader: DataLoader[Batch | ImageError]) -> Iterator[Batch]:
     """Pass batches on and warn once of every image that could not be decoded."""
     seen: set[str] = set()
-    for batch in loader:
+    for batch in alive(loader):
         if isinstance(batch, ImageError):
             raise batch
         for problem in batch.problems:
