@@ -174,9 +174,14 @@ def test_what_a_test_lacks_is_named(small, tmp_path, missing, message):
 
 def test_empty_galleries_and_odd_names_are_errors(small, tmp_path):
     root = shutil.copytree(small, tmp_path / 'data')
-    (root / 'test/gallery_satellite/harbour').mkdir()
-    with pytest.raises(ConfigError, match='the folder harbour is not named by a number'):
-        retrieval_tasks(root, source='university1652', height_m=0, protocol='full')
+    for name in ('harbour', '9' * 20):
+        folder = root / 'test/gallery_satellite' / name
+        folder.mkdir()
+        assert retrieval_tasks(root, source='university1652', height_m=0, protocol='full')
+        write(folder / 'a.jpg', picture(0))
+        with pytest.raises(ConfigError, match=f'the folder {name} is not named by a number of at'):
+            retrieval_tasks(root, source='university1652', height_m=0, protocol='full')
+        shutil.rmtree(folder)
     shutil.rmtree(root / 'test/gallery_satellite')
     (root / 'test/gallery_satellite/0000').mkdir(parents=True)
     with pytest.raises(ConfigError, match='found no image in 1 folders'):

@@ -93,7 +93,7 @@ def _check_height(photos: PhotoSet, height_m: int, report: Report, paths: set[Pa
         report.rows.append(row)
         report.problems += [f'{row.name}: {text}' for text in _oddities(folders, row)]
     report.problems += [prefix + text for text in _contradictions(parts, photos)]
-    report.uses += [prefix + use for use in _uses(parts, photos, height_m)]
+    _add_uses(report, parts, photos, height_m)
 
 
 def _oddities(folders: Folders, row: Row) -> list[str]:
@@ -132,19 +132,26 @@ def _contradictions(parts: dict[str, Folders], photos: PhotoSet) -> list[str]:
         text = f'of query_{query} missing in gallery_{gallery}'
         checks.append(('tests', lost, text))
     if isinstance(photos, Sues200):
-        wrong = full['query_drone'] ^ TEST_PLACES if full['query_drone'] else set()
+        training = full['train_drone'] | full['train_satellite']
+        queries = full['query_drone'] | full['query_satellite']
+        wrong = (queries - TEST_PLACES) | (training & TEST_PLACES)
         checks.append(('split', wrong, 'not on the side of the published split'))
+        absent = TEST_PLACES - training - queries if queries else set()
+        checks.append(('tests', absent, 'of the published test are absent'))
     return [f'{what}: {named(sorted(names))} {text}' for what, names, text in checks if names]
 
 
-def _uses(parts: dict[str, Folders], photos: PhotoSet, height_m: int) -> list[str]:
-    uses = []
+def _add_uses(report: Report, parts: dict[str, Folders], photos: PhotoSet, height_m: int) -> None:
+    """Add what the data can be used for at a height, and what forbids the tests."""
+    prefix = f'{height_m} m ' if height_m else ''
     if any(
         parts['train_satellite'].get(name) for name, paths in parts['train_drone'].items() if paths
     ):
-        uses.append('training')
+        report.uses.append(f'{prefix}training')
     try:
         retrieval_tasks(photos.root, source=photos.source, height_m=height_m, protocol='full')
-    except ConfigError:
-        return uses
-    return [*uses, 'retrieval tests']
+    except ConfigError as error:
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
+    else:
+        report.uses.append(f'{prefix}retrieval tests')

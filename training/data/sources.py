@@ -23,6 +23,8 @@ PHOTO_SETS: dict[str, Callable[[Path], PhotoSet]] = {
     kind.source: kind for kind in (University1652, Sues200)
 }
 PROTOCOLS = ('full', 'reduced')
+# Labels are int64.
+_DIGITS = 18
 
 
 def open_photo_set(root: Path, source: str) -> PhotoSet:
@@ -162,11 +164,14 @@ def _complete(
 
 def _labelled(folders: Folders, what: str) -> tuple[tuple[Path, ...], NDArray[np.int64]]:
     """List all images with the numbers of their places."""
-    wrong = [name for name in folders if not (name.isascii() and name.isdigit())]
-    if wrong:
-        raise ConfigError(f'{what}: the folder {wrong[0]} is not named by a number')
-    paths = [path for images in folders.values() for path in images]
-    if not paths:
+    full = {name: images for name, images in folders.items() if images}
+    if not full:
         raise ConfigError(f'{what}: found no image in {len(folders)} folders')
-    counts = [len(images) for images in folders.values()]
-    return tuple(paths), np.repeat(np.array([*map(int, folders)], np.int64), counts)
+    for name in full:
+        if not (name.isascii() and name.isdigit() and len(name) <= _DIGITS):
+            raise ConfigError(
+                f'{what}: the folder {name} is not named by a number of at most {_DIGITS} digits'
+            )
+    paths = [path for images in full.values() for path in images]
+    counts = [len(images) for images in full.values()]
+    return tuple(paths), np.repeat(np.array([*map(int, full)], np.int64), counts)
