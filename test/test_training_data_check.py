@@ -1,6 +1,8 @@
 """`python -m training.data check`: counts beside the published ones, and its exit status."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,7 +82,26 @@ def test_another_split_is_told(tmp_path):
     testing, training = root / 'Testing/150', root / 'Training/150'
     for view in ('drone', 'satellite'):
         shutil.move(testing / f'query_{view}/0008', training / f'{view}/0008')
-    assert 'split: 1 place (0008) not on the side of the published split' in str(check(root))
+    text = str(check(root))
+    assert 'split: 1 place (0008) not on the side of the published split' in text
+    assert 'absent' not in text
+
+
+def test_places_that_are_absent_are_not_called_misplaced(tmp_path):
+    text = str(check(sues_raw(tmp_path / 'SUES', drone=1, places=14)))
+    assert '150 m tests: 77 places (0017, 0018, ' in text
+    assert 'and 72 more) of the published test are absent\n' in text
+    assert 'published split' not in text
+
+
+def test_why_no_tests_are_possible_is_told(small, tmp_path):
+    root = shutil.copytree(small, tmp_path / 'data')
+    (root / 'test/query_drone/harbour').mkdir()
+    assert 'retrieval tests' in check(root).uses
+    write(root / 'test/query_drone/harbour/a.jpg', picture(0))
+    report = check(root)
+    assert report.uses == ['training']
+    assert str(report).count('the folder harbour is not named by a number') == 1
 
 
 def test_what_differs_is_named(small, tmp_path):
@@ -187,3 +208,8 @@ def test_a_rendered_data_set_is_of_use(tmp_path, capsys):
     assert main(['render', str(tmp_path / 'maps'), str(out), *flags]) == 0
     assert main(['check', str(out)]) == DIFFERS
     assert 'can be used for: training, retrieval tests' in capsys.readouterr().out
+
+
+def test_a_check_waits_for_no_torch():
+    code = "import sys, training.data.check as c; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
