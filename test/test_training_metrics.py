@@ -225,3 +225,10 @@ def test_wrong_input():
         bad[1] *= wrong
         with pytest.raises(ModelError, match=r'gallery: 1 of 2 .* not of unit length \(row 1'):
             retrieval_metrics(good, labels, bad, labels)
+
+
+def test_an_embedding_that_is_not_a_number_finds_nothing():
+    tiles = np.eye(4, dtype=np.float32)
+    queries = tiles.copy()
+    queries[1] = np.nan
+    assert recall_at(tiles, queries, (1,)) == {'recall_at_1': 0.75}

@@ -212,11 +212,12 @@ def recall_at(
     Returns
     -------
     dict
-        ``{'recall_at_1': share, ...}``. A tie with a wrong tile counts against the query.
+        ``{'recall_at_1': share, ...}``. A tie with a wrong tile counts against the query, and so
+        does an embedding that is not a number.
     """
     similarity = queries @ tiles.T
     own = np.diagonal(similarity)[:, None]
-    rank = (similarity >= own).sum(axis=1) - 1
+    rank = (~(similarity < own)).sum(axis=1) - 1
     return {f'recall_at_{k}': float(np.mean(rank < k)) for k in ks}
 
 
