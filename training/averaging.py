@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,18 +32,14 @@ class WeightAverage:
         self.network = network
         self.decay = decay
         self.updates = 0
-        self._average = _copies(self._values().items())
-
-    def _values(self) -> dict[str, Tensor]:
-        """The network's own tensors, detached."""
-        return dict(self.network.state_dict())
+        self._average = _copies(network.state_dict().items())
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the present weights; call after every step."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        values = self._values()
+        values = self.network.state_dict()
         floating = [name for name, value in values.items() if value.is_floating_point()]
         torch._foreach_lerp_(
             [self._average[name] for name in floating],
@@ -53,25 +48,6 @@ class WeightAverage:
         )
         for name in values.keys() - set(floating):
             self._average[name].copy_(values[name])
-
-    @contextmanager
-    def swap(self) -> Iterator[None]:
-        """Give the network the averaged weights, and afterwards its own back.
-
-        What is done to the network inside, such as `reestimate_norms`, changes neither its own
-        weights nor the average.
-        """
-        own = _copies(self._values().items())
-        self._put(self._average)
-        try:
-            yield
-        finally:
-            self._put(own)
-
-    @torch.no_grad()
-    def _put(self, source: dict[str, Tensor]) -> None:
-        for name, value in self._values().items():
-            value.copy_(source[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates."""
