@@ -17,8 +17,6 @@ from training.contrastive import SymmetricInfoNCE, cross_view_triplet
 from training.distillation import FeatureDistillation, logit_distance
 from training.models.network import Outputs
 
-__all__ = ['SymmetricInfoNCE', 'TotalLoss']
-
 
 class TotalLoss(nn.Module):
     """The weighted sum of all terms of a `LossConfig`.

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.orbit import Matrix, Pose, plane_homography, project
-
-Image = NDArray[np.uint8]
+from training.data.places import Image
 
 _ROOFS = ((140, 88, 70), (112, 112, 116), (188, 184, 176), (84, 80, 78), (150, 120, 98))
 _SHADE = 0.5  # of the ground in a shadow
