@@ -2,13 +2,16 @@
 
     python -m training.evaluate MODEL [MODEL ...] --data ROOT --out DIR
 
-MODEL is a checkpoint (.pt) or an exported model file (.safetensors, .onnx). DIR receives
-results.json, results.md, accuracy_*.png and .svg, and matches_*.png.
+MODEL is a checkpoint (.pt) or an exported model file (.safetensors, .onnx); name the models first.
+ROOT is University-1652 or SUES-200, laid out as docs/training_data.md says. The table of results
+is printed; DIR receives it as results.md, with all details as results.json, and the pictures
+accuracy_*.png and .svg (accuracy against operations) and matches_*.png (hits and misses).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import platform
@@ -194,10 +197,14 @@ def _ops_g(embedder: Embedder) -> float | None:
     """10^9 operations for two images, as the captions of tables 2 and 3 count; None if unknown."""
     if embedder.backbone is None:
         return None
+    return _ops_of(embedder.backbone, (2, 3, *_input_px(embedder))) / 1e9
+
+
+@functools.cache
+def _ops_of(backbone: str, shape: tuple[int, int, int, int]) -> float:
     from training.complexity import complexity_of
 
-    shape = (2, 3, *_input_px(embedder))
-    return complexity_of(embedder.backbone, input_shape=shape).ops / 1e9
+    return complexity_of(backbone, input_shape=shape).ops
 
 
 def _versions() -> dict[str, str]:
@@ -249,6 +256,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+_RESIZE_HELP = 'deployed: as on the vehicle, the default; bicubic: as public codes do'
+_DEVICE_HELP = 'where checkpoints run; model files run on the CPU'
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m training.evaluate',
@@ -259,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     add('models', nargs='+', type=Path, metavar='MODEL', help='.pt, .safetensors or .onnx')
     add('--data', type=Path, required=True, metavar='ROOT', help='folder of the data set')
     add('--out', type=Path, required=True, metavar='DIR', help='folder for the results')
-    add('--source', choices=sorted(PHOTO_SETS), help='found out if not given')
+    add('--source', choices=sorted(PHOTO_SETS), help='kind of data set; default: found out')
     add(
         '--height',
         dest='heights',
@@ -267,14 +278,15 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         choices=HEIGHTS_M,
         metavar='M',
-        help='SUES-200: 150, 200, 250, 300 (all four if not given), or 0: pooled',
+        help='SUES-200: 150, 200, 250, 300, or 0: the four pooled; default: each of the four',
     )
     add(
         '--feature',
         dest='features',
         nargs='+',
         choices=FEATURES,
-        help='all that a model has if not given',
+        help='backbone: the embedding that the vehicle uses, as in the paper; branches: features '
+        'of the training head, as public codes do; default: all that a model has',
     )
     add(
         '--protocol',
@@ -282,7 +294,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs='+',
         choices=PROTOCOLS,
         default=PROTOCOLS,
-        help='full: the gallery with distractors, as in the paper; reduced: without; default both',
+        help='full: the gallery holds places that no query shows, as in the paper; reduced: '
+        'without these; default: both',
     )
     add(
         '--paper-row',
@@ -290,27 +303,27 @@ def _parser() -> argparse.ArgumentParser:
         nargs='+',
         default=(),
         metavar='KEY',
-        help='row to compare with, such as table3_tiny, or none; one, or one for each MODEL; by '
-        "default the row of the model's configuration",
+        help="row of the paper's tables to compare with, such as table3_tiny, or none; one for "
+        "all, or one for each MODEL; default: the row that the model's configuration is of",
     )
-    add('--resize', choices=RESIZES, default='deployed', help='bicubic: as the paper')
-    add('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='for checkpoints')
+    add('--resize', choices=RESIZES, default='deployed', help=_RESIZE_HELP)
+    add('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help=_DEVICE_HELP)
     add(
         '--unreadable',
         choices=('fail', 'skip'),
         default='fail',
-        help='an image that cannot be decoded: fail, or leave it out and report it',
+        help='an image that cannot be decoded: end (the default), or leave it out and report it',
     )
     add('--workers', type=_positive, metavar='N', help='threads that decode; default: one a core')
     add(
         '--keep-embeddings',
         action='store_true',
-        help='keep them in DIR/embeddings, and use them again if nothing has changed',
+        help='keep them in DIR/embeddings, and use what lies there if nothing has changed',
     )
-    add('--no-figures', dest='figures', action='store_false', help='numbers alone')
-    add('--pictures', type=_count, default=3, metavar='N', help='hits and misses shown each (3)')
-    add('--top', type=_positive, default=5, metavar='K', help='matches shown of each query (5)')
-    add('--seed', type=_count, default=0, help='of the choice of shown queries')
+    add('--no-figures', dest='figures', action='store_false', help='write numbers alone')
+    add('--pictures', type=_count, default=3, metavar='N', help='hits, and misses, shown; 3')
+    add('--top', type=_positive, default=5, metavar='K', help='matches shown of each query; 5')
+    add('--seed', type=_count, default=0, metavar='N', help='which queries are shown')
     return parser
 
 
