@@ -52,11 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--source',
         choices=('university1652', 'sues200', 'maps'),
-        help='kind of data set; found out if not given (but for maps)',
+        help='kind of data set; default: which of the first two it is, is found out',
     )
-    command.add_argument('--decode', action='store_true', help='decode every image')
+    command.add_argument('--decode', action='store_true', help='decode every image too')
     command.add_argument(
-        '--threads', type=int, default=os.cpu_count() or 1, help='that decode at a time'
+        '--threads',
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar='N',
+        help='images decoded at a time; default: one a core',
     )
     command.add_argument(
         '--scene-m',
