@@ -318,7 +318,7 @@ def test_another_place_stands_in_for_a_share_without_any(tmp_path, bad):
     for step in range(steps):
         labels = [share[step].labels.tolist() for share in shares]
         assert [len(own) for own in labels] == [1] * 4
-        together = sum(labels, [])
+        together = [label for own in labels for label in own]
         assert len(set(together)) == 4
         assert not set(together) & set(bad)
         assert set(together) >= set(whole[step].labels.tolist())
@@ -334,14 +334,14 @@ def test_another_place_stands_in_for_a_share_without_any(tmp_path, bad):
 def test_a_share_for_which_no_place_is_left_is_an_error(tmp_path):
     root = make_photos(tmp_path, places=4)
     (root / 'train/satellite/0014/0014.jpg').write_bytes(b'')
-    found = []
+    config = DataConfig(places_per_step=4)
+    source, _ = make_sources(TrainConfig(data=config, model=ModelConfig(input_px=32)), root)
+    emptied = epoch_order(source, config, seed=0, epoch=0)[0, :, 0].tolist().index(2)
     for rank in range(4):
-        try:
-            found.append(len(draw(root, 0, 1, rank=rank, world=4)[0].labels))
-        except ImageError as error:
-            assert 'no place is left to stand in' in str(error)
-            found.append(0)
-    assert sorted(found) == [0, 1, 1, 1]
+        if rank != emptied:
+            assert draw(root, 0, 1, rank=rank, world=4)[0].skipped == 0
+    with pytest.raises(ImageError, match='no place is left to stand in'):
+        draw(root, 0, 1, rank=emptied, world=4)
 
 
 def test_a_worker_that_is_killed_is_a_known_error(photos):

@@ -136,7 +136,7 @@ def _contradictions(parts: dict[str, Folders], photos: PhotoSet) -> list[str]:
         queries = full['query_drone'] | full['query_satellite']
         wrong = (queries - TEST_PLACES) | (training & TEST_PLACES)
         checks.append(('split', wrong, 'not on the side of the published split'))
-        absent = TEST_PLACES - training - queries if queries else set()
+        absent = set(TEST_PLACES) - training - queries if queries else set()
         checks.append(('tests', absent, 'of the published test are absent'))
     return [f'{what}: {named(sorted(names))} {text}' for what, names, text in checks if names]
 

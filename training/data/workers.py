@@ -45,7 +45,7 @@ def alive(loader: DataLoader[T]) -> Iterator[T]:
                 raise
             raise WorkerError(
                 'a process that makes batches was killed or crashed, most often for want of '
-                'memory; lower data.workers or give more memory (in a container also to /dev/shm), '
+                'memory; lower data.workers or give more memory (in a container: /dev/shm too), '
                 'then go on with --resume'
             ) from error
         yield item
