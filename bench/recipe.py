@@ -43,14 +43,14 @@ COLUMNS = (
 def make_data(images: Path, out: Path) -> Path:
     """Render the data set once, from every eighth image: the shipped weights never saw these."""
     from training.data.render import RenderOptions, render_dataset
-    from training.data.scenes import list_scenes, split_scenes
+    from training.data.scenes import list_scenes
 
     data = out / 'data'
     if (data / 'rendered.json').exists():
         return data
     unseen = out / 'images'
     unseen.mkdir(parents=True, exist_ok=True)
-    for path in split_scenes(list_scenes(images), holdout=8)[1]:
+    for path in list_scenes(images)[::8]:
         link = unseen / path.name
         if not link.exists():
             link.symlink_to(path.resolve())

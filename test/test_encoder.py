@@ -146,15 +146,19 @@ def test_retrieval_agrees_with_torch(encoder):
 
 def test_retrieval_agrees_with_torch_on_real_scenes(encoder, rsscn7):
     from training.config import ViewConfig
-    from training.data.scenes import list_scenes, load_scenes
-    from training.data.views import make_batch
+    from training.data.scenes import list_scenes, read_scene
+    from training.data.views import sample_places, view_pair
     from training.embedding import embed
     from training.export import network_from_model
     from training.metrics import recall_at
 
-    scenes = load_scenes(list_scenes(rsscn7)[::56], scene_px=256)  # of the validation split
-    rng = np.random.default_rng(0)
-    views = make_batch(scenes, range(50), rng, places=2, size_px=96, config=ViewConfig())
+    rng, config = np.random.default_rng(0), ViewConfig()
+    pairs = [
+        view_pair(read_scene(path, scene_px=256), place, rng, size_px=96, config=config)
+        for path in list_scenes(rsscn7)[::56]  # of the validation split
+        for place in sample_places(rng, scene_px=256, places=2, config=config)
+    ]
+    views = [np.stack(side) for side in zip(*pairs, strict=True)]
     network = network_from_model(read_model(default_model_path()))
     by_torch = [embed(network, patches, encoder.preprocessing) for patches in views]
     by_onnx = [encoder.encode(patches) for patches in views]

@@ -10,7 +10,6 @@ from training.config import ViewConfig
 from training.data.views import (
     Place,
     _matrix,
-    make_batch,
     radiometry,
     sample_places,
     view_pair,
@@ -141,14 +140,12 @@ def test_each_switch_does_its_own_thing():
     assert 0 < np.abs(noisy.astype(int) - image).mean() < 20
 
 
-def test_batches_are_seeded():
-    scenes = np.stack([scene(seed=k) for k in range(3)])
-
-    def batch(seed):
+def test_views_follow_from_the_seed():
+    def pair(seed):
         rng = np.random.default_rng(seed)
-        return make_batch(scenes, [2, 0], rng, places=2, size_px=32, config=ViewConfig())
+        (place,) = sample_places(rng, scene_px=128, places=1, config=ViewConfig())
+        return view_pair(scene(), place, rng, size_px=32, config=ViewConfig())
 
-    tiles, queries = batch(0)
-    assert tiles.shape == queries.shape == (4, 32, 32, 3)
-    np.testing.assert_array_equal(batch(0)[1], queries)
-    assert not np.array_equal(batch(1)[1], queries)
+    for one, again, other in zip(pair(0), pair(0), pair(1), strict=True):
+        np.testing.assert_array_equal(one, again)
+        assert not np.array_equal(one, other)

@@ -1,4 +1,4 @@
-"""Aerial scenes: the images below a folder, their fixed split, and their squares in memory."""
+"""Aerial scenes: the images below a folder, and the largest square of each."""
 
 from __future__ import annotations
 
@@ -34,13 +34,6 @@ def list_scenes(folder: Path, *, suffixes: Collection[str] = SUFFIXES) -> list[P
     if not paths:
         raise ConfigError(f'{folder}: found no image below it; expected *.jpg, *.png or *.tif')
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def split_scenes(paths: list[Path], *, holdout: int) -> tuple[list[Path], list[Path]]:
-    """Split sorted scenes into (training, validation): every `holdout`-th is for validation."""
-    validation = paths[::holdout]
-    training = [path for index, path in enumerate(paths) if index % holdout]
-    return training, validation
 
 
 def read_scene(path: Path, *, scene_px: int) -> NDArray[np.uint8]:
@@ -83,14 +76,6 @@ def central_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     side_px = min(height_px, width_px)
     top, left = (height_px - side_px) // 2, (width_px - side_px) // 2
     return image[top : top + side_px, left : left + side_px]
-
-
-def load_scenes(paths: list[Path], *, scene_px: int) -> NDArray[np.uint8]:
-    """Read scenes as RGB squares, shape (len(paths), scene_px, scene_px, 3); see `read_scene`."""
-    scenes = np.empty((len(paths), scene_px, scene_px, 3), np.uint8)
-    for target, path in zip(scenes, paths, strict=True):
-        target[...] = read_scene(path, scene_px=scene_px)
-    return scenes
 
 
 def counted(items: Iterable[T], label: str, total: int) -> Iterator[T]:

@@ -190,27 +190,3 @@ def _remove_corner(image: NDArray[np.uint8], rng: Generator, largest: float) -> 
             corners[:, axis] = size - 1 - corners[:, axis]
     color = (0, 0, 0) if rng.random() < 0.5 else tuple(image.mean((0, 1)).round().tolist())
     cv2.fillConvexPoly(image, corners.round().astype(np.int32), color)
-
-
-def make_batch(
-    scenes: NDArray[np.uint8],
-    chosen: Sequence[int],
-    rng: Generator,
-    *,
-    places: int,
-    size_px: int,
-    config: ViewConfig,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Render tiles and queries of the chosen scenes; row k of both is the same place.
-
-    Returns
-    -------
-    tiles, queries : ndarray of uint8, shape (len(chosen) * places, size_px, size_px, 3)
-    """
-    pairs = [
-        view_pair(scenes[index], place, rng, size_px=size_px, config=config)
-        for index in chosen
-        for place in sample_places(rng, scene_px=scenes.shape[1], places=places, config=config)
-    ]
-    tiles, queries = (np.stack(views) for views in zip(*pairs, strict=True))
-    return tiles, queries
