@@ -208,9 +208,9 @@ def test_model_files_score_as_their_checkpoint(university, checkpoint, tmp_path)
         for one, result in zip(first['results'], other['results'], strict=True):
             assert result['figures'] == pytest.approx(one['figures'], abs=0.06)  # few queries
     query = list((university / 'test/query_drone').rglob('*.jpeg'))
-    by_torch = open_embedder(path).embed_paths(query, False).vectors['backbone']
+    by_torch = open_embedder(path).embed_paths(query).vectors['backbone']
     for file in (exported, onnx_path):
-        by_file = open_embedder(file).embed_paths(query, False).vectors['backbone']
+        by_file = open_embedder(file).embed_paths(query).vectors['backbone']
         assert (by_file * by_torch).sum(axis=1).min() > 0.99
 
 
@@ -336,11 +336,11 @@ def test_none_readable(tmp_path):
     paths[0].write_bytes(b'nothing')
     embedder = open_embedder(default_model_path())
     with pytest.raises(ImageError, match='none of 3 images could be embedded'):
-        embedder.embed_paths(paths, False, unreadable='skip')
+        embedder.embed_paths(paths, unreadable='skip')
     with pytest.raises(ImageError, match='none of 0 images'):
-        embedder.embed_paths([], False)
+        embedder.embed_paths([])
     with pytest.raises(ConfigError, match='expected fail or skip'):
-        embedder.embed_paths(paths, False, unreadable='zero')
+        embedder.embed_paths(paths, unreadable='zero')
 
 
 def test_kept_embeddings_serve_until_something_changes(
@@ -465,32 +465,32 @@ def test_a_network_of_nans_is_refused(university, tmp_path, capsys):
     assert 'not of unit length' in one_line_error(capsys)
 
 
-def test_embedding_images_and_paths_agree(university, checkpoint):
+def test_both_features_in_one_pass(university, checkpoint, tmp_path):
     paths = sorted((university / 'test/query_drone').rglob('*.jpeg'))
     embedder = open_embedder(checkpoint[0], feature=('branches', 'backbone'))
     assert embedder.features == ('branches', 'backbone')
-    from_paths = embedder.embed_paths(paths, False, workers=3).vectors
-    images = np.stack([read_image(path) for path in paths])
-    np.testing.assert_allclose(embedder.embed_images(images), from_paths['branches'], atol=1e-5)
-    plain = open_embedder(checkpoint[0])
-    np.testing.assert_allclose(plain.embed_images(images), from_paths['backbone'], atol=1e-5)
-    for vectors in from_paths.values():
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert from_paths['branches'].shape == (18, 48)
-    mirrored = embedder.embed_images(np.ascontiguousarray(images[:, :, ::-1]))
-    np.testing.assert_allclose(mirrored, from_paths['branches'], atol=1e-4)
-    with pytest.raises(ImageError, match='no images'):
-        plain.embed_images(images[:0])
+    vectors = embedder.embed_paths(paths, workers=3).vectors
+    assert list(vectors) == ['branches', 'backbone']
+    assert vectors['branches'].shape == (18, 48)
+    for rows in vectors.values():
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    alone = open_embedder(checkpoint[0]).embed_paths(paths).vectors
+    np.testing.assert_allclose(alone['backbone'], vectors['backbone'], atol=1e-5)
+    mirrored = [tmp_path / f'{k:02d}.png' for k in range(len(paths))]
+    for source, target in zip(paths, mirrored, strict=True):
+        write(target, read_image(source)[:, ::-1])
+    found = embedder.embed_paths(mirrored).vectors['branches']
+    np.testing.assert_allclose(found, vectors['branches'], atol=1e-4)
 
 
 def test_resizing_as_deployed_or_as_in_the_paper(university, checkpoint):
     path = next((university / 'test/query_satellite').rglob('*.jpg'))
     image = read_image(path)
     encoder = open_encoder(default_model_path())
-    deployed = open_embedder(default_model_path()).embed_paths([path], False).vectors['backbone']
+    deployed = open_embedder(default_model_path()).embed_paths([path]).vectors['backbone']
     np.testing.assert_allclose(deployed, encoder.encode(image[None]), atol=1e-5)
     bicubic = open_embedder(default_model_path(), resize='bicubic')
-    found = bicubic.embed_paths([path], False).vectors['backbone']
+    found = bicubic.embed_paths([path]).vectors['backbone']
     expected = encoder.encode(resize_bicubic(image, 96, 96)[None])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert abs(found - deployed).max() > 1e-4

@@ -1,4 +1,4 @@
-"""A network ready to embed images and image files, whatever it was read from."""
+"""A network ready to embed image files, whatever it was read from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bicrossnet_ros.errors import ConfigError, ImageError
-from bicrossnet_ros.preprocess import Preprocessing, check_patches
+from bicrossnet_ros.preprocess import Preprocessing
 from bicrossnet_ros.preprocess import resize as resize_deployed
 from training.config import TrainConfig
 from training.decoding import decode_ahead, resize_bicubic
+from training.progress import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,32 +82,14 @@ class Embedder:
     config: TrainConfig | None
     _forward: Forward = field(repr=False)
 
-    def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed RGB images (N, H, W, 3), N >= 1; returns the first feature, (N, D), unit length.
-
-        Raises
-        ------
-        ImageError
-            If the dtype or the shape is another one, or there is no image.
-        """
-        check_patches(images)
-        if not len(images):
-            raise ImageError('no images were given; expected at least one')
-        batches = [
-            self._forward(np.stack([self._resized(image) for image in images[i : i + BATCH]]))
-            for i in range(0, len(images), BATCH)
-        ]
-        return np.concatenate([batch[self.features[0]] for batch in batches])
-
     def embed_paths(
         self,
         paths: Sequence[Path],
-        progress: bool = True,
         *,
         unreadable: str = 'fail',
         workers: int | None = None,
     ) -> PathEmbeddings:
-        """Embed image files; threads decode ahead of the network.
+        """Embed image files, with progress on stderr; threads decode ahead of the network.
 
         Files of equal content, as the benchmarks' queries and galleries hold many, are decoded
         and embedded once.
@@ -115,8 +98,6 @@ class Embedder:
         ----------
         paths : sequence of Path
             JPEG, PNG, ...; any sizes.
-        progress : bool
-            Show a bar on stderr.
         unreadable : str
             'fail': raise at the first image that cannot be decoded; 'skip': leave it out and say
             so in the result.
@@ -128,8 +109,6 @@ class Embedder:
         ImageError
             If an image cannot be decoded and `unreadable` is 'fail', or if none can.
         """
-        from tqdm import tqdm
-
         if unreadable not in ('fail', 'skip'):
             raise ConfigError(f'unreadable is {unreadable!r}; expected fail or skip')
         parts: list[Vectors] = []
@@ -138,10 +117,8 @@ class Embedder:
         errors: dict[bytes, tuple[int, ImageError]] = {}
         contents: list[bytes] = []
         files = decode_ahead(paths, self._resized, ahead=2 * BATCH, workers=workers)
-        bar = tqdm(total=len(paths), disable=not progress, unit='image')
-        with bar, closing(files):
-            for row, (content, image) in enumerate(files):
-                bar.update()
+        with closing(files):
+            for row, (content, image) in enumerate(counted(files, 'embedding', len(paths))):
                 contents.append(content)
                 if isinstance(image, ImageError):
                     if unreadable == 'fail':

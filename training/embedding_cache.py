@@ -19,7 +19,6 @@ def embed_with_cache(
     paths: Sequence[Path],
     cache: Path | None,
     *,
-    progress: bool = True,
     unreadable: str = 'fail',
     workers: int | None = None,
 ) -> PathEmbeddings:
@@ -36,12 +35,12 @@ def embed_with_cache(
         If the cache cannot be written.
     """
     if cache is None:
-        return embedder.embed_paths(paths, progress, unreadable=unreadable, workers=workers)
+        return embedder.embed_paths(paths, unreadable=unreadable, workers=workers)
     key = _key(embedder, paths)
     kept = _read(cache, key, embedder.features)
     if kept is not None and not (kept.unreadable and unreadable == 'fail'):
         return kept
-    made = embedder.embed_paths(paths, progress, unreadable=unreadable, workers=workers)
+    made = embedder.embed_paths(paths, unreadable=unreadable, workers=workers)
     partial = cache.with_suffix('.partial')
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

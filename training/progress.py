@@ -1,25 +1,35 @@
-"""What a run tells while it goes: a progress line, history.jsonl, TensorBoard."""
+"""What work tells while it goes: a bar, a progress line, history.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from tqdm import tqdm
 
 from bicrossnet_ros.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
     from training.distributed import Team
 
+T = TypeVar('T')
+
 # A terminal's line is redrawn often; a log file gets a line a minute, some hundred a night.
 TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 60.0
+
+
+def counted(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Pass items on and show on standard error how far it is: a bar, in a log file a few lines."""
+    interval_s = 1.0 if sys.stderr.isatty() else 15.0
+    yield from tqdm(items, label, total, mininterval=interval_s, file=sys.stderr, leave=False)
 
 
 class Tally:

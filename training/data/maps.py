@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from bicrossnet_ros.errors import ConfigError, ImageError
 from training.config import DataConfig, TrainConfig, ViewConfig
 from training.data.rasters import MISSING_LIMIT, SUFFIXES, RasterGrid, raster_grid
-from training.data.scenes import counted, list_scenes, read_scene
+from training.data.scenes import list_scenes, read_scene
 from training.data.views import sample_places, view_pair
+from training.progress import counted
 
 MEMORY_LIMIT_BYTES = 8 * 2**30
 

@@ -24,8 +24,9 @@ from bicrossnet_ros.errors import ConfigError
 from training.data.orbit import Pose, circle, spiral
 from training.data.places import Image
 from training.data.rendered_scene import HALF_SIDE, Scene
-from training.data.scenes import counted, list_scenes, read_square
+from training.data.scenes import list_scenes, read_square
 from training.data.sues200 import HEIGHTS_M, TEST_PLACES
+from training.progress import counted
 
 LAYOUTS = ('university1652', 'sues200')
 RECORD = 'rendered.json'

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 from bicrossnet_ros.errors import ImageError
+from training.progress import counted
 
 MATCHES, DIFFERS, UNUSABLE = 0, 1, 2
 # So many names stand in a message.
@@ -99,10 +98,8 @@ def undecodable(
     # The threads here are the parallelism; those of OpenCV would only get in their way.
     cv2.setNumThreads(0)
     with ThreadPoolExecutor(threads) as pool:
-        bar = tqdm(
-            pool.map(problem, paths), 'decoding', len(paths), mininterval=1, file=sys.stderr
-        )
-        return [text for text in bar if text is not None]
+        found = counted(pool.map(problem, paths), 'decoding', len(paths))
+        return [text for text in found if text is not None]
 
 
 def named(names: Sequence[str]) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from bicrossnet_ros.errors import ConfigError, ImageError
 from training.data.images import read_image
-
-T = TypeVar('T')
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff'}
 # One cell of a network's last map. What has fewer pixels shows no place, however it is enlarged.
@@ -76,9 +71,3 @@ def central_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     side_px = min(height_px, width_px)
     top, left = (height_px - side_px) // 2, (width_px - side_px) // 2
     return image[top : top + side_px, left : left + side_px]
-
-
-def counted(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Pass items on and show on standard error how far it is: a bar, in a log file a few lines."""
-    interval_s = 1.0 if sys.stderr.isatty() else 15.0
-    yield from tqdm(items, label, total, mininterval=interval_s, file=sys.stderr, leave=False)
