@@ -13,10 +13,11 @@ from bicrossnet_ros.engine.model_file import read_model, write_model
 from bicrossnet_ros.engine.onnx_graph import build_onnx
 from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
-from training.benchmark import find_source, list_tasks
+from training.benchmark import list_tasks
 from training.checkpoint import save_checkpoint
 from training.config import config_from_dict, config_to_dict
 from training.data.images import read_image
+from training.data.sources import find_photo_set
 from training.decoding import resize_bicubic
 from training.embedder import Embedder
 from training.embedding import embed, open_embedder
@@ -515,7 +516,7 @@ def test_embed_leaves_every_mode_as_it_was(checkpoint):
 
 
 def test_sources_are_found(university, sues):
-    assert find_source(university) == 'university1652'
-    assert find_source(sues) == 'sues200'
+    assert find_photo_set(university).source == 'university1652'
+    assert find_photo_set(sues).source == 'sues200'
     tasks = list_tasks(sues, source='sues200', heights=None, protocols=['full'])
     assert [task.height_m for task in tasks] == [150, 150, 200, 200, 250, 250, 300, 300]

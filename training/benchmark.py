@@ -11,7 +11,7 @@ import numpy as np
 
 from bicrossnet_ros.errors import ConfigError
 from training.data.places import RetrievalTask
-from training.data.sources import PHOTO_SETS, open_photo_set, retrieval_tasks
+from training.data.sources import open_photo_set, retrieval_tasks
 from training.embedder import PathEmbeddings
 from training.metrics import hit_ranks, metrics_of_ranks
 from training.results import Result
@@ -37,28 +37,6 @@ class Ranking:
     query: NDArray[np.float32]
     gallery: NDArray[np.float32]
     best: NDArray[np.int64]
-
-
-def find_source(root: Path) -> str:
-    """Tell which data set a folder holds.
-
-    Raises
-    ------
-    ConfigError
-        If it is none of them, or two.
-    """
-    found, reasons = [], []
-    for source in PHOTO_SETS:
-        try:
-            open_photo_set(root, source)
-            found.append(source)
-        except ConfigError as error:
-            reasons.append(str(error))
-    if len(found) > 1:
-        raise ConfigError(f'{root}: holds {" and ".join(found)}; choose one by --source')
-    if not found:
-        raise ConfigError(reasons[0] if not root.is_dir() else '; '.join(reasons))
-    return found[0]
 
 
 def list_tasks(

@@ -23,8 +23,8 @@ from pathlib import Path
 import cv2
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
-from training.benchmark import find_source, list_tasks, measure
-from training.data.sources import PHOTO_SETS, PROTOCOLS
+from training.benchmark import list_tasks, measure
+from training.data.sources import PHOTO_SETS, PROTOCOLS, find_photo_set
 from training.embedder import FEATURES, Embedder
 from training.embedding import RESIZES, open_embedder
 from training.embedding_cache import embed_with_cache
@@ -104,7 +104,7 @@ def evaluate(options: EvaluationOptions) -> list[ModelResults]:
     """
     if options.figures and importlib.util.find_spec('matplotlib') is None:
         raise ConfigError('figures need matplotlib; install the extra [training], or --no-figures')
-    source = options.source or find_source(options.data)
+    source = options.source or find_photo_set(options.data).source
     tasks = list_tasks(
         options.data, source=source, heights=options.heights, protocols=options.protocols
     )

@@ -11,8 +11,10 @@ from training.data.folders import PARTS, PhotoSet
 from training.data.images import read_image
 from training.data.places import Folders
 from training.data.report import Report, Row, named, undecodable
-from training.data.sources import PHOTO_SETS, open_photo_set, retrieval_tasks
+from training.data.sources import find_photo_set, open_photo_set, retrieval_tasks
 from training.data.sues200 import TEST_PLACES, Sues200
+
+HINT = 'add --source maps for aerial images without drone views'
 
 
 def check(
@@ -47,7 +49,7 @@ def check(
         raise ConfigError(f'threads is {threads}; expected at least 1')
     if source == 'maps':
         return check_maps(root, decode=decode, threads=threads, scene_m=scene_m)
-    photos = _detect(root) if source is None else open_photo_set(root, source)
+    photos = open_photo_set(root, source) if source else find_photo_set(root, hint=HINT)
     report = Report(f'{photos.title} in {photos.root} ({photos.layout})')
     paths: set[Path] = set()
     for height_m in photos.heights:
@@ -55,23 +57,6 @@ def check(
     if decode:
         report.problems += undecodable(sorted(paths), read_image, threads=threads)
     return report
-
-
-def _detect(root: Path) -> PhotoSet:
-    found, errors = [], []
-    for source in PHOTO_SETS:
-        try:
-            found.append(open_photo_set(root, source))
-        except ConfigError as error:
-            errors.append(str(error))
-    if len(found) > 1:
-        raise ConfigError(
-            f'{root}: holds both {found[0].title} and {found[1].title}; add --source'
-        )
-    if not found:
-        hint = 'add --source maps for aerial images without drone views'
-        raise ConfigError('; '.join([*errors, hint]) if root.is_dir() else errors[0])
-    return found[0]
 
 
 def _check_height(photos: PhotoSet, height_m: int, report: Report, paths: set[Path]) -> None:

@@ -40,6 +40,30 @@ def open_photo_set(root: Path, source: str) -> PhotoSet:
     return PHOTO_SETS[source](root)
 
 
+def find_photo_set(root: Path, *, hint: str = '') -> PhotoSet:
+    """Open the data set of a folder, whichever it is.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of them (the message ends with `hint`), or two.
+    """
+    found, errors = [], []
+    for source in PHOTO_SETS:
+        try:
+            found.append(open_photo_set(root, source))
+        except ConfigError as error:
+            errors.append(str(error))
+    if len(found) > 1:
+        raise ConfigError(
+            f'{root}: holds both {found[0].title} and {found[1].title}; add --source'
+        )
+    if not found:
+        reasons = [*errors, *([hint] if hint else [])] if root.is_dir() else errors[:1]
+        raise ConfigError('; '.join(reasons))
+    return found[0]
+
+
 def make_sources(config: TrainConfig, root: Path) -> tuple[PairSource, PairSource | None]:
     """Open the training places and the held-out ones.
 
