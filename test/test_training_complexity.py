@@ -11,7 +11,8 @@ from bicrossnet_ros.engine.architecture import float_shapes, packed_shapes, unit
 from bicrossnet_ros.errors import ConfigError
 from training.checkpoint import save_checkpoint
 from training.complexity import complexity_of, main, parse_shape
-from training.config import ModelConfig, TrainConfig, config_to_dict
+from training.config import ModelConfig, TrainConfig
+from training.config_files import config_to_dict
 from training.models import CHANNELS
 from training.models.names import BACKBONES
 from training.models.network import make_backbone, make_network

@@ -3,13 +3,8 @@
 import pytest
 
 from bicrossnet_ros.errors import ConfigError
-from training.config import (
-    TrainConfig,
-    config_from_dict,
-    config_to_dict,
-    load_config,
-    with_changes,
-)
+from training.config import TrainConfig
+from training.config_files import config_from_dict, config_to_dict, load_config, with_changes
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import training.train
-from training.config import TrainConfig, config_to_dict, load_config, with_changes
+from training.config import TrainConfig
+from training.config_files import config_to_dict, load_config, with_changes
 from training.run_folder import _flat
 
 FOLDER = Path(training.train.__file__).parent / 'configs'

@@ -17,7 +17,7 @@ from torch import nn
 
 from bicrossnet_ros.errors import ConfigError
 from training.checkpoint import load_checkpoint
-from training.config import config_from_dict, load_config, with_changes
+from training.config_files import config_from_dict, load_config, with_changes
 from training.data.loader import Batch
 from training.distributed import GlobalBatchNorm, Team, join_team
 from training.learner import Learner

@@ -15,7 +15,7 @@ from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
 from training.benchmark import list_tasks
 from training.checkpoint import save_checkpoint
-from training.config import config_from_dict, config_to_dict
+from training.config_files import config_from_dict, config_to_dict
 from training.data.images import read_image
 from training.data.sources import find_photo_set
 from training.decoding import resize_bicubic

@@ -12,7 +12,7 @@ from bicrossnet_ros.encoder import open_encoder
 from bicrossnet_ros.engine.model_file import read_model
 from bicrossnet_ros.engine.onnx_graph import build_onnx
 from training.checkpoint import network_from_checkpoint, save_checkpoint
-from training.config import config_from_dict, config_to_dict
+from training.config_files import config_from_dict, config_to_dict
 from training.data.loader import normalise
 from training.export import from_checkpoint, main, network_from_model
 from training.models.network import make_network

@@ -9,7 +9,8 @@ import pytest
 from test_training_views import STILL
 
 from bicrossnet_ros.errors import ConfigError, ImageError
-from training.config import ViewConfig, config_from_dict
+from training.config import ViewConfig
+from training.config_files import config_from_dict
 from training.data import maps
 from training.data.maps import MapsSource, Scenes, make_sources, open_maps
 from training.data.scenes import central_square, read_scene

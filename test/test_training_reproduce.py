@@ -32,7 +32,7 @@ def test_every_row_exists_on_both_sides():
 
 def test_rows_answer_to_what_their_configuration_says():
     """The mapping here and `paper.row_for`, written apart, name rows with the same figures."""
-    from training.config import load_config
+    from training.config_files import load_config
     from training.paper import row_for
 
     for rows in ROWS_OF_CONFIGS.values():

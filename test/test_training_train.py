@@ -22,7 +22,8 @@ from training.checkpoint import (
     network_from_state,
     save_checkpoint,
 )
-from training.config import TrainConfig, config_from_dict, load_config, with_changes
+from training.config import TrainConfig
+from training.config_files import config_from_dict, load_config, with_changes
 from training.data.loader import Batch, batches
 from training.data.sources import make_sources
 from training.distributed import Team

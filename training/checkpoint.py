@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bicrossnet_ros.errors import BiCrossNetError, ModelError
-from training.config import TrainConfig, config_from_dict
+from training.config import TrainConfig
+from training.config_files import config_from_dict
 from training.models.network import make_network
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""Every choice of a training run: frozen dataclasses, read from YAML, unknown keys refused.
+"""Every choice of a training run: frozen dataclasses that check themselves.
 
-The defaults are the paper's. A file may name another as its ``base`` and state only what differs.
+The defaults are the paper's. `training.config_files` reads them from YAML.
 
 References
 ----------
@@ -10,14 +10,10 @@ Fontana et al. 2025, Mach. Learn.: Sci. Technol. 6 035036, section 4.2.
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bicrossnet_ros.config import check_keys, parameter, section_from_dict, validate
+from bicrossnet_ros.config import parameter, validate
 from bicrossnet_ros.errors import ConfigError
 from training.models.names import BACKBONES
 
@@ -328,99 +324,3 @@ class TrainConfig:
                     f'unfreezing lasts {frozen} epochs (head_epochs + partial_epochs), but '
                     f'run.epochs is {self.run.epochs}; shorten it or set strategy: none'
                 )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those that people write: 1e-3 is one (YAML 1.1 wants 1.0e-3)."""
-
-
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float',
-    re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'),
-    list('-+.0123456789'),
-)
-
-NESTED = {'augment': AugmentConfig, 'views': ViewConfig}
-
-
-def config_from_dict(data: Any, *, source: str) -> TrainConfig:
-    """Make a `TrainConfig` from nested dictionaries; missing keys keep their defaults.
-
-    Raises
-    ------
-    ConfigError
-        On an unknown key or an impossible value.
-    """
-    sections: dict[str, Any] = {
-        item.name: item.default_factory for item in dataclasses.fields(TrainConfig)
-    }
-    check_keys(data, sections, source)
-    made = {}
-    for name, values in data.items():
-        values = dict(values) if isinstance(values, dict) else values or {}
-        if name == 'data':
-            for key, kind in NESTED.items():
-                if key in values:
-                    nested = f'{source}: {name}.{key}'
-                    values[key] = section_from_dict(kind, values[key] or {}, nested)
-        made[name] = section_from_dict(sections[name], values, f'{source}: {name}')
-    return TrainConfig(**made)
-
-
-def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Return what `config_from_dict` takes, ready for YAML and JSON (tuples become lists)."""
-    return {
-        key: config_to_dict(value) if isinstance(value, dict) else _plain(value)
-        for key, value in (
-            config if isinstance(config, dict) else dataclasses.asdict(config)
-        ).items()
-    }
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Read a `TrainConfig` from a YAML file and its bases; see `config_from_dict`."""
-    return config_from_dict(_read_with_base(path, seen=()), source=str(path))
-
-
-def with_changes(config: TrainConfig, changes: list[str]) -> TrainConfig:
-    """Apply changes such as ``run.epochs=3`` or ``data.views.tilt=0.2`` to a configuration."""
-    data = config_to_dict(config)
-    for change in changes:
-        key, separator, text = change.partition('=')
-        if not separator:
-            raise ConfigError(f'--set {change}: expected SECTION.KEY=VALUE')
-        *path, last = key.split('.')
-        inner: Any = data
-        for part in path:
-            inner = inner.get(part) if isinstance(inner, dict) else None
-        if not isinstance(inner, dict) or last not in inner:
-            raise ConfigError(f'--set {change}: there is no {key} in the configuration')
-        # YAML takes no text for null; here it is the empty text, as of a path that is not given.
-        inner[last] = yaml.load(text, _Loader) if text else ''
-    return config_from_dict(data, source='--set')
-
-
-def _read_with_base(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise ConfigError(f'{path}: names itself as its base')
-    try:
-        data = yaml.load(path.read_text(encoding='utf-8'), _Loader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f'{path}: not readable as YAML: {error}') from error
-    if not isinstance(data, dict) or 'base' not in data:
-        return data
-    base = _read_with_base(path.parent / str(data.pop('base')), seen=(*seen, path))
-    return _merge(base, data)
-
-
-def _merge(base: Any, change: Any) -> Any:
-    if not isinstance(base, dict) or not isinstance(change, dict):
-        return change
-    merged = dict(base)
-    for key, value in change.items():
-        merged[key] = _merge(base[key], value) if key in base else value
-    return merged

@@ -24,7 +24,8 @@ from bicrossnet_ros.engine.model_file import (
 )
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
-from training.config import TrainConfig, config_from_dict
+from training.config import TrainConfig
+from training.config_files import config_from_dict
 from training.decoding import cores
 from training.embedder import BATCH, FEATURES, Embedder, Vectors
 

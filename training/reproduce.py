@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
-from training.config import TrainConfig, load_config
+from training.config import TrainConfig
+from training.config_files import load_config
 from training.paper import DIRECTIONS, ROWS, PaperFigures, PaperRow
 
 CONFIGS = Path(__file__).parent / 'configs'

@@ -10,7 +10,8 @@ import yaml
 
 from bicrossnet_ros.errors import ConfigError
 from training.checkpoint import load_checkpoint
-from training.config import TrainConfig, config_to_dict
+from training.config import TrainConfig
+from training.config_files import config_to_dict
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,7 +25,8 @@ import torch
 
 from bicrossnet_ros.errors import BiCrossNetError
 from training.checkpoint import git_revision, save_checkpoint
-from training.config import TrainConfig, config_to_dict, load_config, with_changes
+from training.config import TrainConfig
+from training.config_files import config_to_dict, load_config, with_changes
 from training.data.loader import batches, steps_per_epoch
 from training.data.sources import make_sources
 from training.distributed import join_team
