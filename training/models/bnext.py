@@ -161,14 +161,12 @@ class Block(nn.Module):
 
 
 class BNext(Backbone):
-    """Backbone: image to feature vector, optionally followed by a classifier.
+    """Backbone: image to feature vector.
 
     Parameters
     ----------
     channels : tuple of int
         Output channels of the stem, then of every block.
-    classes : int or None
-        Number of outputs of a linear classifier, or None for the feature itself.
 
     Attributes
     ----------
@@ -176,7 +174,7 @@ class BNext(Backbone):
         Length of the feature vector, ``channels[-1]``.
     """
 
-    def __init__(self, channels: tuple[int, ...], *, classes: int | None = None) -> None:
+    def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.feature_dim = channels[-1]
@@ -192,7 +190,6 @@ class BNext(Backbone):
             for i in range(1, len(channels))
         )
         self.act = ChannelPReLU(channels[-1])
-        self.classifier = nn.Linear(self.feature_dim, classes) if classes else None
 
     def feature_map(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the last map (N, C, H / 32, W / 32), its PReLU included."""
@@ -201,20 +198,10 @@ class BNext(Backbone):
             x = block(x)
         return self.act(x)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to features (N, feature_dim); H and W divide by 32."""
-        return self.pool(self.feature_map(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to scores (N, classes); without a classifier to features."""
-        feature = self.features(x)
-        return feature if self.classifier is None else self.classifier(feature)
-
     def stages(self) -> list[nn.Module]:
         """Return five parts: the stem with the first block, then the blocks of each width.
 
-        The last PReLU belongs to the last part; a classifier belongs to none, it is no part of
-        the backbone.
+        The last PReLU belongs to the last part.
         """
         parts: list[nn.ModuleList] = [nn.ModuleList([self.stem, self.stem_norm, self.blocks[0]])]
         for i, block in enumerate(self.blocks[1:], start=2):
@@ -231,15 +218,13 @@ class BNext(Backbone):
                 module.clamp_parameters()
 
 
-def make_bnext(size: str, *, classes: int | None = None) -> BNext:
+def make_bnext(size: str) -> BNext:
     """Build a BNext by size name.
 
     Parameters
     ----------
     size : str
         One of 'nano', 'tiny', 'small', 'middle', 'large'.
-    classes : int or None
-        Outputs of a linear classifier, or None for the backbone alone.
 
     Returns
     -------
@@ -253,4 +238,4 @@ def make_bnext(size: str, *, classes: int | None = None) -> BNext:
     """
     if size not in CHANNELS:
         raise ValueError(f'unknown size {size!r}: choose one of {", ".join(CHANNELS)}')
-    return BNext(CHANNELS[size], classes=classes)
+    return BNext(CHANNELS[size])
