@@ -87,19 +87,12 @@ class MultipleClassifierBranch(nn.Module):
         Length of a branch feature.
     dropout : float
         Share of a branch feature that is dropped while training.
-
-    Attributes
-    ----------
-    classes, bottleneck : int
-        As given.
     """
 
     def __init__(
         self, channels: int, classes: int, *, bottleneck: int = 512, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        self.classes = classes
-        self.bottleneck = bottleneck
         self.attentions = nn.ModuleList([TripletAttentionPool(2), TripletAttentionPool(3)])
         self.classifiers = nn.ModuleList(
             BranchClassifier(channels, classes, bottleneck=bottleneck, dropout=dropout)

@@ -45,12 +45,18 @@ class GeoNetwork(nn.Module):
         Image to feature map to vector.
     branches : MultipleClassifierBranch or None
         None: embeddings alone.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names of the places in the order of the logits, where a checkpoint told them.
     """
 
     def __init__(self, backbone: Backbone, branches: MultipleClassifierBranch | None) -> None:
         super().__init__()
         self.backbone = backbone
         self.branches = branches
+        self.classes: tuple[str, ...] = ()
 
     @property
     def embedding_dim(self) -> int:
