@@ -53,11 +53,6 @@ def test_average_precision_worked_by_hand(hits_at, ap):
     assert one_query(hits_at, 6)['ap'] == pytest.approx(ap, abs=1e-12)
 
 
-def test_nineteen_twenty_fourths():
-    assert one_query([0, 2], 6)['ap'] == pytest.approx(19 / 24, abs=1e-12)
-    assert one_query([1, 2], 6)['ap'] == pytest.approx(5 / 12, abs=1e-12)
-
-
 def test_recall_worked_by_hand():
     figures = one_query([4, 7], 200)
     assert figures['recall_at_1'] == 0

@@ -8,9 +8,9 @@ from conftest import data_root
 
 import training.config
 from bicrossnet_ros.errors import ConfigError
-from training.config import TrainConfig
+from training.config import HEIGHTS_M, TrainConfig
 from training.config_files import load_config, with_changes
-from training.paper import DIRECTIONS, HEIGHTS_M, ROWS, SIZES, TABLE_7, find_row, row_for, rows_of
+from training.paper import DIRECTIONS, ROWS, SIZES, TABLE_7, find_row, row_for, rows_of
 
 
 def test_rows_of_every_table():

@@ -17,6 +17,9 @@ from bicrossnet_ros.config import parameter, validate
 from bicrossnet_ros.errors import ConfigError
 from training.models.names import BACKBONES
 
+# Heights of the drone that SUES-200 keeps apart.
+HEIGHTS_M = (150, 200, 250, 300)
+
 
 def choice(default: str, description: str, options: tuple[str, ...]) -> Any:
     """A text field that takes one of `options`."""
@@ -139,7 +142,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.height_m not in (0, 150, 200, 250, 300):
+        if self.height_m not in (0, *HEIGHTS_M):
             raise ConfigError(
                 f'DataConfig.height_m is {self.height_m}; expected 0, 150, 200, 250 or 300'
             )

@@ -24,6 +24,7 @@ import cv2
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.benchmark import list_tasks, measure
+from training.config import HEIGHTS_M
 from training.data.sources import PHOTO_SETS, PROTOCOLS, find_photo_set
 from training.embedder import FEATURES, Embedder
 from training.embedding import RESIZES, open_embedder
@@ -31,8 +32,6 @@ from training.embedding_cache import embed_with_cache
 from training.figure_files import write_accuracy_figures, write_match_figures
 from training.paper import PaperRow, find_row, row_for
 from training.results import ModelResults, markdown, write_results
-
-HEIGHTS_M = (0, 150, 200, 250, 300)
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         dest='heights',
         nargs='+',
         type=int,
-        choices=HEIGHTS_M,
+        choices=(0, *HEIGHTS_M),
         metavar='M',
         help='SUES-200: 150, 200, 250, 300, or 0: the four pooled; default: each of the four',
     )

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bicrossnet_ros.errors import ConfigError
-from training.config import TrainConfig
+from training.config import HEIGHTS_M, TrainConfig
 
 DRONE_TO_SATELLITE, SATELLITE_TO_DRONE = DIRECTIONS = 'drone_to_satellite', 'satellite_to_drone'
-HEIGHTS_M = (150, 200, 250, 300)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ import cv2
 import numpy as np
 
 from bicrossnet_ros.errors import ConfigError
+from training.config import HEIGHTS_M
 from training.data.orbit import Pose, circle, spiral
 from training.data.places import Image
 from training.data.rendered_scene import HALF_SIDE, Scene
 from training.data.scenes import list_scenes, read_square
-from training.data.sues200 import HEIGHTS_M, TEST_PLACES
+from training.data.sues200 import TEST_PLACES
 from training.progress import counted
 
 LAYOUTS = ('university1652', 'sues200')

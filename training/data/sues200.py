@@ -11,10 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bicrossnet_ros.errors import ConfigError
+from training.config import HEIGHTS_M
 from training.data.folders import locate, scan
 from training.data.places import Folders
-
-HEIGHTS_M = (150, 200, 250, 300)
 
 # The split is fixed, and not by the order of the places; all others are for training.
 TEST_PLACES = frozenset(
