@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bicrossnet_ros.errors import ImageError
+from training.data.images import read_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,8 +85,6 @@ def _load(
     seen: set[bytes],
     lock: Lock,
 ) -> Decoded:
-    from training.data.images import read_image
-
     try:
         content = blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError:

@@ -24,10 +24,13 @@ from bicrossnet_ros.engine.model_file import (
 )
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
+from training.checkpoint import checkpoint_config, load_checkpoint, network_from_state
 from training.config import TrainConfig
 from training.config_files import config_from_dict
+from training.data.loader import normalise
 from training.decoding import cores
 from training.embedder import BATCH, FEATURES, Embedder, Vectors
+from training.models.bnext import CHANNELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,8 +141,6 @@ def _from_model_file(path: Path, features: tuple[str, ...], resize: str) -> Embe
 
 def _provenance(path: Path) -> tuple[str | None, TrainConfig | None]:
     """Return backbone and configuration of a model file, as far as it tells."""
-    from training.models.bnext import CHANNELS
-
     if path.suffix == '.safetensors':
         metadata = read_model(path).metadata
     else:
@@ -162,9 +163,6 @@ def _provenance(path: Path) -> tuple[str | None, TrainConfig | None]:
 def _from_checkpoint(
     path: Path, features: tuple[str, ...] | None, resize: str, device: torch.device
 ) -> Embedder:
-    from training.checkpoint import checkpoint_config, load_checkpoint, network_from_state
-    from training.data.loader import normalise
-
     state = load_checkpoint(path)
     config = checkpoint_config(state, source=path)
     network = network_from_state(state, source=path).to(device).eval()

@@ -24,6 +24,8 @@ import cv2
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.benchmark import list_tasks, measure
+from training.checkpoint import git_revision
+from training.complexity import complexity_of
 from training.config import HEIGHTS_M
 from training.data.sources import PHOTO_SETS, PROTOCOLS, find_photo_set
 from training.embedder import FEATURES, Embedder
@@ -201,14 +203,10 @@ def _ops_g(embedder: Embedder) -> float | None:
 
 @functools.cache
 def _ops_of(backbone: str, shape: tuple[int, int, int, int]) -> float:
-    from training.complexity import complexity_of
-
     return complexity_of(backbone, input_shape=shape).ops
 
 
 def _versions() -> dict[str, str]:
-    from training.checkpoint import git_revision
-
     packages = ('numpy', 'torch', 'onnxruntime', 'faiss-cpu', 'opencv-python-headless')
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {'git_revision': git_revision(), 'python': platform.python_version(), **versions}
