@@ -165,7 +165,7 @@ def test_recu_gives_outliers_no_gradient():
 
 
 def test_float_parts(monkeypatch):
-    block = spread(ConvNeXtBlock(8, drop_path=0.0))
+    block = spread(ConvNeXtBlock(8))
     check_gradients(block, wide(2, 8, 4, 4), monkeypatch)
 
 

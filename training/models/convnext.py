@@ -63,19 +63,10 @@ class Mlp(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise 7x7 convolution, LayerNorm, MLP, scale per channel, shortcut.
+    """Depthwise 7x7 convolution, LayerNorm, MLP, scale per channel, shortcut."""
 
-    Parameters
-    ----------
-    channels : int
-        Channels in and out.
-    drop_path : float
-        Share of samples whose residual branch is dropped while training (stochastic depth).
-    """
-
-    def __init__(self, channels: int, *, drop_path: float) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.drop_path = drop_path
         self.conv_dw = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPSILON)
         self.mlp = Mlp(channels)
@@ -84,24 +75,20 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
         y = self.conv_dw(x).permute(0, 2, 3, 1)
-        y = (self.mlp(self.norm(y)) * self.gamma).permute(0, 3, 1, 2)
-        if self.training and self.drop_path:
-            kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
-            y = y * (kept / (1 - self.drop_path)).to(y.dtype)
-        return x + y
+        return x + (self.mlp(self.norm(y)) * self.gamma).permute(0, 3, 1, 2)
 
 
 class ConvNeXtStage(nn.Module):
     """A 2x2 reduction (but for the first stage) and a row of blocks."""
 
-    def __init__(self, channels_in: int, channels: int, *, drop_paths: list[float]) -> None:
+    def __init__(self, channels_in: int, channels: int, *, depth: int) -> None:
         super().__init__()
         self.downsample: nn.Module = nn.Identity()
         if channels_in != channels:
             self.downsample = nn.Sequential(
                 ChannelNorm(channels_in), nn.Conv2d(channels_in, channels, 2, stride=2)
             )
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels, drop_path=p) for p in drop_paths))
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels) for _ in range(depth)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C, H / 2, W / 2), or to (N, C, H, W) in the first stage."""
@@ -126,20 +113,17 @@ class ConvNeXt(Backbone):
     ----------
     layout : Layout
         Channels and depths of the stages.
-    drop_path : float
-        Stochastic depth of the last block; it grows linearly from 0 at the first.
     """
 
-    def __init__(self, layout: Layout, *, drop_path: float = 0.0) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
-        channels, depths = layout.channels, layout.depths
+        channels = layout.channels
         self.feature_dim = channels[-1]
         self.stem = nn.Sequential(nn.Conv2d(3, channels[0], 4, stride=4), ChannelNorm(channels[0]))
-        rates = torch.linspace(0, drop_path, sum(depths), device='cpu').split(list(depths))
-        self.trunk = nn.ModuleList()
-        for i, shares in enumerate(rates):
-            before = channels[max(i - 1, 0)]
-            self.trunk.append(ConvNeXtStage(before, channels[i], drop_paths=shares.tolist()))
+        self.trunk = nn.ModuleList(
+            ConvNeXtStage(channels[max(i - 1, 0)], channels[i], depth=depth)
+            for i, depth in enumerate(layout.depths)
+        )
         self.head = _Head(channels[-1])
         self.apply(_initialise)
 
@@ -169,7 +153,7 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def make_convnext(size: str, *, drop_path: float = 0.0) -> ConvNeXt:
+def make_convnext(size: str) -> ConvNeXt:
     """Build a ConvNeXt by size name, 'femto' or 'tiny'.
 
     Raises
@@ -179,4 +163,4 @@ def make_convnext(size: str, *, drop_path: float = 0.0) -> ConvNeXt:
     """
     if size not in LAYOUTS:
         raise ValueError(f'unknown size {size!r}: choose one of {", ".join(LAYOUTS)}')
-    return ConvNeXt(LAYOUTS[size], drop_path=drop_path)
+    return ConvNeXt(LAYOUTS[size])
