@@ -13,7 +13,7 @@ from bicrossnet_ros.engine.bits import unpack_weights
 from bicrossnet_ros.engine.model_file import METADATA_KEY, Model, ModelMetadata, write_model
 from bicrossnet_ros.engine.onnx_graph import build_onnx, build_unit_onnx, main
 from training.export import make_model, network_from_model
-from training.models import CHANNELS, BNext, make_bnext
+from training.models.bnext import CHANNELS, BNext, make_bnext
 
 ALL_UNITS = [(size, k) for size in ('nano', 'tiny') for k in range(len(units(CHANNELS[size])))]
 

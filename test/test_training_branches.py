@@ -5,7 +5,7 @@ import torch
 
 from bicrossnet_ros.errors import ConfigError
 from training.config import ModelConfig
-from training.models import BinaryConv2d
+from training.models.binary import BinaryConv2d
 from training.models.branches import (
     BranchClassifier,
     MultipleClassifierBranch,

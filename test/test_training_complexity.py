@@ -13,7 +13,7 @@ from training.checkpoint import save_checkpoint
 from training.complexity import complexity_of, main, parse_shape
 from training.config import ModelConfig, TrainConfig
 from training.config_files import config_to_dict
-from training.models import CHANNELS
+from training.models.bnext import CHANNELS
 from training.models.names import BACKBONES
 from training.models.network import make_backbone, make_network
 

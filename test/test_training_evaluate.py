@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from photo_sets import write
 
 from bicrossnet_ros.encoder import default_model_path, open_encoder
 from bicrossnet_ros.engine.model_file import read_model, write_model
@@ -40,11 +41,6 @@ def drone_view(place: int, view: int, *, noise: float) -> np.ndarray:
     rng = np.random.default_rng((9, place, view))
     shifted = np.roll(texture(place), rng.integers(-6, 7, 2), (0, 1))
     return np.clip(shifted + rng.normal(0, noise, shifted.shape), 0, 255).astype(np.uint8)
-
-
-def write(path, image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image[:, :, ::-1])
 
 
 @pytest.fixture(scope='module')

@@ -11,10 +11,11 @@ import re
 import pytest
 import torch
 
-from training.models import BinaryConv2d, binary_activation, binary_weight, bnext, make_bnext
 from training.models import binary as binary_module
+from training.models import bnext
 from training.models import resnet as resnet_module
-from training.models.bnext import BinaryUnit, ElementwiseUnit
+from training.models.binary import BinaryConv2d, binary_activation, binary_weight
+from training.models.bnext import BinaryUnit, ElementwiseUnit, make_bnext
 from training.models.branches import MultipleClassifierBranch
 from training.models.convnext import ConvNeXtBlock
 from training.models.network import GeoNetwork

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bicrossnet_ros.engine.architecture import units
-from training.models import CHANNELS, BinaryConv2d, binary_activation, binary_weight, make_bnext
-from training.models.bnext import BinaryUnit
+from training.models.binary import BinaryConv2d, binary_activation, binary_weight
+from training.models.bnext import CHANNELS, BinaryUnit, make_bnext
 from training.models.prelu import ChannelPReLU
 
 

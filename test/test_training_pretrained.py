@@ -11,8 +11,7 @@ from bicrossnet_ros.engine.model_file import write_model
 from bicrossnet_ros.errors import ModelError
 from training.config import ModelConfig
 from training.export import make_model
-from training.models import make_bnext
-from training.models.bnext import BinaryUnit
+from training.models.bnext import BinaryUnit, make_bnext
 from training.models.convnext import make_convnext
 from training.models.network import make_network
 from training.models.pretrained import LATENT_FROM_BITS, LoadReport, load_backbone
