@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from training.distributed import Team
 from training.final_weights import choose_weights
 from training.learner import Learner
 from training.models.binary import BinaryConv2d
+from training.run_folder import claim_folder
 from training.train import main, train
 from training.validation import Validation
 
@@ -329,6 +332,73 @@ def test_a_run_is_never_overwritten_or_mixed(data, whole_run, tmp_path):
     assert not (tmp_path / 'nothing').exists()
 
 
+def test_two_runs_never_share_a_folder(data, whole_run, tmp_path):
+    out = tmp_path / 'run'
+    config = whole_run[0] / 'config.yaml'
+    first = start(command(config, data, out, '--set', 'run.epochs=1000'))
+    while not (out / 'checkpoint.pt').exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    before = (out / 'config.yaml').read_text()
+    with pytest.raises(ConfigError, match='another process is training here'):
+        train(SMALL, data=data, out=out, resume=True)
+    assert (out / 'config.yaml').read_text() == before
+    first.kill()
+    first.communicate()
+    with claim_folder(out, resume=True):
+        pass
+
+
+@pytest.mark.parametrize('name', ['file', 'file/run'])
+def test_a_folder_that_cannot_be_made_is_said(data, whole_run, tmp_path, capsys, name):
+    (tmp_path / 'file').write_text('')
+    arguments = [str(whole_run[0] / 'config.yaml'), '--data', str(data)]
+    assert main([*arguments, '--out', str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: {tmp_path / name}: cannot be written as a folder (')
+    assert error.count('\n') == 1
+
+
+def test_a_full_disk_keeps_the_configuration(data, whole_run, tmp_path):
+    out = tmp_path / 'run'
+    shutil.copytree(whole_run[0], out)
+    before = (out / 'config.yaml').read_text()
+    (out / 'config.partial').symlink_to('/dev/full')
+    with pytest.raises(OSError, match='No space left'):
+        train(SMALL, data=data, out=out, resume=True)
+    assert (out / 'config.yaml').read_text() == before
+
+
+def test_a_final_pt_is_not_resumed(data, whole_run, tmp_path):
+    out = tmp_path / 'run'
+    out.mkdir()
+    shutil.copy(whole_run[0] / 'final.pt', out / 'checkpoint.pt')
+    with pytest.raises(ModelError, match='no checkpoint of an unfinished run, it lacks tally'):
+        train(SMALL, data=data, out=out, resume=True)
+    assert not (out / 'config.yaml').exists()
+
+
+@pytest.mark.filterwarnings('error')
+def test_files_that_are_no_checkpoints(whole_run, tmp_path):
+    path = tmp_path / 'some.pt'
+    path.write_bytes(b'')
+    with pytest.raises(ModelError, match='the file is empty'):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps({'a': tmp_path}))
+    with pytest.raises(ModelError, match='objects other than tensors'):
+        load_checkpoint(path)
+    path.write_bytes((whole_run[0] / 'final.pt').read_bytes()[:5000])
+    with pytest.raises(ModelError, match='damaged or cut short'):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ModelError, match='not a checkpoint of this trainer'):
+        load_checkpoint(path)
+    state = load_checkpoint(whole_run[0] / 'final.pt')
+    for odd in ({'classes': 3}, {'network': [1]}):
+        with pytest.raises(ModelError, match='do not fit the network'):
+            network_from_state({**state, **odd}, source=path)
+
+
 def test_unusable_checkpoints(whole_run, tmp_path):
     path = tmp_path / 'checkpoint.pt'
     path.write_bytes(b'x' * 100)
@@ -389,6 +459,14 @@ def test_a_teacher_of_other_places_is_refused(data, whole_run, tmp_path):
     bare = ['model.branches=false', 'losses.cross_entropy=0', 'losses.triplet=0']
     with pytest.raises(ModelError, match='the student has no branches'):
         distil(f'losses.teacher={out / "final.pt"}', *bare)
+
+
+def test_a_teacher_of_numbers_that_are_none_is_refused(data, whole_run, tmp_path):
+    network = load_checkpoint(whole_run[0] / 'final.pt')['network']
+    broken = {**network, 'backbone.stem.weight': network['backbone.stem.weight'] * float('nan')}
+    teacher = broken_teacher(whole_run[0], tmp_path / 'teacher.pt', network=broken)
+    with pytest.raises(ModelError, match=r'not finite \(first: backbone.stem.weight\)'):
+        train(with_changes(BRIEF, [teacher]), data=data, out=tmp_path / 'run')
 
 
 def test_a_teacher_guides_and_stays_as_it_is(data, whole_run, tmp_path, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +58,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ModelError(f'{path}: no such checkpoint; start the training without --resume first')
+    if not path.stat().st_size:
+        raise ModelError(f'{path}: not a readable checkpoint (the file is empty)')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            # torch wonders about the protocol of a pickle that it refuses to read anyway.
+            warnings.simplefilter('ignore')
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f'{path}: not a readable checkpoint (it is none of torch.save, or holds objects other '
+            'than tensors and plain values)'
+        ) from error
     except Exception as error:
-        raise ModelError(f'{path}: not a readable checkpoint ({in_one_line(error)})') from error
+        raise ModelError(
+            f'{path}: not a readable checkpoint; it is damaged or cut short ({in_one_line(error)})'
+        ) from error
     version = state.get('checkpoint_version') if isinstance(state, dict) else None
+    if version is None:
+        raise ModelError(
+            f'{path}: not a checkpoint of this trainer; expected a final.pt or checkpoint.pt that '
+            'training.train has written'
+        )
     if version != CHECKPOINT_VERSION:
         raise ModelError(
             f'{path}: checkpoint version {version}, expected {CHECKPOINT_VERSION}; train again'
@@ -79,7 +98,7 @@ def network_from_state(state: dict[str, Any], *, source: Path) -> GeoNetwork:
         config = checkpoint_config(state, source=source)
         network = make_network(config.model, classes=len(state['classes']))
         network.load_state_dict(state['network'])
-    except (BiCrossNetError, KeyError, RuntimeError) as error:
+    except (BiCrossNetError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(
             f'{source}: its weights do not fit the network that its configuration describes '
             f'({in_one_line(error)}); train again with this version'

@@ -242,6 +242,11 @@ def _open_teacher(config: TrainConfig, classes: tuple[str, ...]) -> GeoNetwork |
     path = _existing(config.losses.teacher, 'losses.teacher')
     teacher = network_from_checkpoint(path)
     teacher.requires_grad_(False)
+    if odd := [name for name, value in teacher.state_dict().items() if not _finite(value)]:
+        raise ModelError(
+            f"{path}: the teacher's weights are not finite (first: {odd[0]}); train it again, or "
+            'give another losses.teacher'
+        )
     if config.losses.logit_distillation:
         _check_teacher(teacher, path, config, classes)
     return teacher
@@ -281,6 +286,10 @@ def _existing(path: str, key: str) -> Path:
             f'or give another path with --set {key}=PATH'
         )
     return Path(path)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:

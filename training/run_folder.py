@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bicrossnet_ros.errors import ConfigError
+from bicrossnet_ros.errors import ConfigError, ModelError
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.config_files import config_to_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # What a resumed run may change: how it is carried out and watched, not what it learns.
@@ -31,22 +35,69 @@ CHANGEABLE = {
 }
 
 
+# What a checkpoint of training.train holds, besides weights.
+KEYS = {'config', 'classes', 'step', 'steps_per_epoch', 'figures', 'tally'}
+
+
+@contextmanager
+def claim_folder(out: Path, *, resume: bool) -> Iterator[None]:
+    """Make the folder of a run, and keep other runs out of it until this one ends.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written, or another process is at work in it.
+    ModelError
+        If a run is to go on where there is none.
+    """
+    if resume and not (out / 'checkpoint.pt').is_file():
+        load_checkpoint(out / 'checkpoint.pt')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / '.lock').open('w')
+    except OSError as error:
+        raise ConfigError(
+            f'{out}: cannot be written as a folder ({error.strerror}); choose another --out'
+        ) from error
+    with lock:
+        try:
+            # Of this process alone: workers that outlive it for a moment do not hold it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Anything else is a file system without locks; training is still possible there.
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    f'{out}: another process is training here; wait for it, or choose another '
+                    '--out'
+                ) from error
+        yield
+
+
 def open_folder(out: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
-    """Make the folder of a run; with `resume`, return its checkpoint.
+    """Write the configuration of a run into its folder; with `resume`, return its checkpoint.
 
     Raises
     ------
     ConfigError
         If the folder holds another run.
+    ModelError
+        If the checkpoint cannot be used.
     """
     path = out / 'checkpoint.pt'
     if not resume and path.exists():
         raise ConfigError(f'{out}: holds a run already; pass --resume or choose another --out')
     state = load_checkpoint(path) if resume else None
     if state:
+        if missing := sorted(KEYS - state.keys()):
+            raise ModelError(
+                f'{path}: no checkpoint of an unfinished run, it lacks {", ".join(missing)}; put '
+                'back the checkpoint.pt that the run wrote'
+            )
         _check_same_run(out, state['config'], config)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'config.yaml').write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    partial = out / 'config.partial'
+    text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    partial.write_text(text, encoding='utf-8')
+    partial.replace(out / 'config.yaml')
     return state
 
 

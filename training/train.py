@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from training.distributed import join_team
 from training.final_weights import choose_weights
 from training.learner import Learner
 from training.progress import ProgressLine, RunLog, Tally
-from training.run_folder import check_same_data, open_folder, record_start
+from training.run_folder import check_same_data, claim_folder, open_folder, record_start
 from training.validation import Validation
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 # Streams of random numbers that never meet: (seed, stream, epoch). Validation has number 1, the
 # re-estimation of BatchNorm 2.
 TRAINING_STREAM = 0
+# What keeps a run from writing its logs, and what helps.
+WRITE_ERRORS = {
+    errno.ENOSPC: 'make room',
+    errno.EDQUOT: 'make room',
+    errno.EROFS: 'make it writable',
+    errno.EACCES: 'make it writable',
+}
 
 
 def train(config: TrainConfig, *, data: Path, out: Path, resume: bool = False) -> dict[str, float]:
@@ -59,8 +66,11 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool = False) -
         On unusable data, configuration, teacher or checkpoint, or when a checkpoint cannot be
         written.
     """
-    with join_team(config.run.device) as team:
+    with ExitStack() as stack:
+        team = stack.enter_context(join_team(config.run.device))
         _prepare_torch(config)
+        if team.leads:
+            stack.enter_context(claim_folder(out, resume=resume))
         state = open_folder(out, config, resume=resume) if team.leads else None
         source, held_out = make_sources(config, data)
         validation = Validation(held_out, config, team) if held_out else None
@@ -330,10 +340,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in WRITE_ERRORS:
             raise
         print(
-            f'error: {options.out}: {error.strerror}; make room, then go on with --resume',
+            f'error: {options.out}: {error.strerror}; {WRITE_ERRORS[error.errno]}, then go on '
+            'with --resume',
             file=sys.stderr,
         )
         return 2
