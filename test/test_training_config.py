@@ -43,6 +43,7 @@ def test_dictionaries_round_trip():
         ('losses.feature_distillation=1', 'needs a teacher'),
         ('data.height_m=175', '150, 200, 250'),
         ('run.seed=abc', 'a whole number'),
+        ('optimizer.milestones=[1', 'the value is not readable as YAML'),
     ],
 )
 def test_impossible_changes_are_refused(change, message):
@@ -59,10 +60,12 @@ def test_impossible_changes_are_refused(change, message):
         ('runs: {}', 'unknown key'),
         ('run: {epoch: 3}', 'unknown key'),
         ('[1, 2]', 'expected a mapping'),
+        ('base: list.yaml', 'list.yaml: found list; expected a mapping'),
     ],
 )
 def test_unusable_files_are_refused(tmp_path, text, message):
     path = tmp_path / 'run.yaml'
     path.write_text(text)
+    (tmp_path / 'list.yaml').write_text('[1, 2]')
     with pytest.raises(ConfigError, match=message):
         load_config(path)

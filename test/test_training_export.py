@@ -143,3 +143,11 @@ def test_wrong_arguments(tmp_path, capsys):
     assert 'expected a name that ends in .safetensors' in capsys.readouterr().err
     model = from_checkpoint(tmp_path / 'final.pt', name='given', record={})
     assert model.metadata.name == 'given'
+
+
+def test_a_folder_that_is_not_there(tmp_path, capsys):
+    out = tmp_path / 'nowhere' / 'x.safetensors'
+    assert main(['--untrained', 'nano', '--out', str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f'error: {out}: cannot be written (No such file or directory)\n'
+    )

@@ -85,8 +85,15 @@ def with_changes(config: TrainConfig, changes: list[str]) -> TrainConfig:
         if not isinstance(inner, dict) or last not in inner:
             raise ConfigError(f'--set {change}: there is no {key} in the configuration')
         # YAML takes no text for null; here it is the empty text, as of a path that is not given.
-        inner[last] = yaml.load(text, _Loader) if text else ''
+        inner[last] = _value(change, text) if text else ''
     return config_from_dict(data, source='--set')
+
+
+def _value(change: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f'--set {change}: the value is not readable as YAML') from error
 
 
 def _read_with_base(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -95,10 +102,14 @@ def _read_with_base(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding='utf-8'), _Loader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f'{path}: not readable as YAML: {error}') from error
+        reason = ' '.join(str(error).split())
+        raise ConfigError(f'{path}: not readable as YAML: {reason}') from error
     if not isinstance(data, dict) or 'base' not in data:
         return data
-    base = _read_with_base(path.parent / str(data.pop('base')), seen=(*seen, path))
+    source = path.parent / str(data.pop('base'))
+    base = _read_with_base(source, seen=(*seen, path))
+    if not isinstance(base, dict):
+        raise ConfigError(f'{source}: found {type(base).__name__}; expected a mapping')
     return _merge(base, data)
 
 

@@ -35,7 +35,7 @@ from training.checkpoint import (
     load_checkpoint,
     network_from_state,
 )
-from training.models import CHANNELS, BNext
+from training.models.bnext import CHANNELS, BNext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,11 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record = {key: text for key, text in given.items() if text}
             model = from_checkpoint(options.checkpoint, name=name, record=record)
         write_model(options.out, model)
+        record_text = json.dumps(model.metadata.training, indent=2, sort_keys=True)
+        options.out.with_suffix('.json').write_text(record_text + '\n')
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    record_text = json.dumps(model.metadata.training, indent=2, sort_keys=True)
-    options.out.with_suffix('.json').write_text(record_text + '\n')
+    except OSError as error:
+        print(f'error: {options.out}: cannot be written ({error.strerror})', file=sys.stderr)
+        return 2
     print(f'{options.out}: {options.out.stat().st_size / 1e6:.2f} MB')
     return 0
 
