@@ -13,9 +13,10 @@ from photo_sets import picture, write
 from bicrossnet_ros.errors import ConfigError, ImageError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
 from training.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
-from training.data.loader import WorkerError, batches, normalise
+from training.data.loader import batches, normalise
 from training.data.samplers import ANY_VIEW, epoch_order, steps_per_epoch
 from training.data.sources import make_sources
+from training.data.workers import WorkerError
 
 STRONG = AugmentConfig(
     pad_px=3,

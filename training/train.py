@@ -27,7 +27,8 @@ from bicrossnet_ros.errors import BiCrossNetError
 from training.checkpoint import git_revision, save_checkpoint
 from training.config import TrainConfig
 from training.config_files import config_to_dict, load_config, with_changes
-from training.data.loader import batches, steps_per_epoch
+from training.data.loader import batches
+from training.data.samplers import steps_per_epoch
 from training.data.sources import make_sources
 from training.distributed import join_team
 from training.final_weights import choose_weights

@@ -22,9 +22,7 @@ from bicrossnet_ros.preprocess import Preprocessing
 from training.config import DataConfig
 from training.data.places import Image, PairSource
 from training.data.samplers import ANY_VIEW, epoch_order, steps_per_epoch
-from training.data.workers import WorkerError, alive
-
-__all__ = ['Batch', 'WorkerError', 'batches', 'normalise', 'steps_per_epoch']
+from training.data.workers import alive
 
 logger = logging.getLogger(__name__)
 
