@@ -144,7 +144,8 @@ def untrained(like: str, *, name: str, input_px: int, seed: int) -> Model:
     Parameters
     ----------
     like : str
-        A size of `training.models.CHANNELS`, or a model file whose channels and input are taken.
+        A size of `training.models.bnext.CHANNELS`, or a model file whose channels and input are
+        taken.
     name : str
         Name of the new model.
     input_px : int

@@ -23,6 +23,8 @@ from training.optimizers import learning_rates, make_optimizers, set_learning_ra
 from training.unfreezing import apply_phase, phase_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from training.config import TrainConfig
@@ -309,7 +311,7 @@ def _halves(outputs: Outputs) -> list[Outputs]:
     return [_like(outputs, iter([pair[view] for pair in pairs])) for view in (0, 1)]
 
 
-def _like(outputs: Outputs, rows: Any) -> Outputs:
+def _like(outputs: Outputs, rows: Iterator[Tensor]) -> Outputs:
     """Make outputs of the same number of features and logits from the next tensors of `rows`."""
     return Outputs(
         next(rows),
