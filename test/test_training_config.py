@@ -40,6 +40,7 @@ def test_dictionaries_round_trip():
         ('model.input_px=100', 'multiple of 32'),
         ('run.epochs=10', r'unfreezing lasts 40 epochs'),
         ('model.branches=false', 'need the branches'),
+        ('model.temperature_decay=0.95', 'of 2.8e-06 in the last of 250 .* 316 .* run.norm_steps'),
         ('losses.feature_distillation=1', 'needs a teacher'),
         ('data.height_m=175', '150, 200, 250'),
         ('run.seed=abc', 'a whole number'),
@@ -49,6 +50,14 @@ def test_dictionaries_round_trip():
 def test_impossible_changes_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         with_changes(TrainConfig(), [change])
+
+
+def test_annealing_ends_with_signs_or_statistics_of_signs():
+    cooling = ['model.temperature_decay=0.9', 'unfreezing.strategy=none']
+    with_changes(TrainConfig(), [*cooling, 'run.epochs=154'])
+    with pytest.raises(ConfigError, match='set run.epochs to 154 or more'):
+        with_changes(TrainConfig(), [*cooling, 'run.epochs=153'])
+    with_changes(TrainConfig(), [*cooling, 'run.epochs=4', 'run.norm_steps=1'])
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,8 @@ def test_scaled_gradients_move_the_weights_as_plain_ones(data):
 
 
 def test_temperature_cools_with_the_epochs(data):
-    config = with_changes(BRIEF, ['model.temperature_decay=0.5', 'unfreezing.strategy=none'])
+    cooling = ['model.temperature_decay=0.5', 'run.norm_steps=1', 'unfreezing.strategy=none']
+    config = with_changes(BRIEF, cooling)
     learner = Learner(config, classes=('a', 'b'), team=ALONE)
     layer = next(m for m in learner.network.modules() if isinstance(m, BinaryConv2d))
     learner.begin_epoch(3)

@@ -10,6 +10,7 @@ Fontana et al. 2025, Mach. Learn.: Sci. Technol. 6 035036, section 4.2.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from training.models.names import BACKBONES
 
 # Heights of the drone that SUES-200 keeps apart.
 HEIGHTS_M = (150, 200, 250, 300)
+# At or below it a binary weight is a sign, above it soft.
+LOWEST_TEMPERATURE = 1e-7
 
 
 def choice(default: str, description: str, options: tuple[str, ...]) -> Any:
@@ -327,3 +330,19 @@ class TrainConfig:
                     f'unfreezing lasts {frozen} epochs (head_epochs + partial_epochs), but '
                     f'run.epochs is {self.run.epochs}; shorten it or set strategy: none'
                 )
+        self._check_temperature()
+
+    def _check_temperature(self) -> None:
+        """See that BatchNorm ends with statistics of signs, which are what evaluation takes."""
+        decay, epochs = self.model.temperature_decay, self.run.epochs
+        if decay == 1 or self.run.norm_steps:
+            return
+        last = decay ** (epochs - 1)
+        if last > LOWEST_TEMPERATURE:
+            needed = 1 + math.ceil(math.log(LOWEST_TEMPERATURE) / math.log(decay))
+            raise ConfigError(
+                f'model.temperature_decay {decay} leaves a temperature of {last:.2g} in the last '
+                f'of {epochs} epochs: evaluation takes signs, but BatchNorm would have the '
+                f'statistics of soft weights; set run.epochs to {needed} or more, or '
+                'run.norm_steps above 0, which re-estimates them'
+            )
