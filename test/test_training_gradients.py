@@ -186,7 +186,7 @@ def test_head(monkeypatch):
 @pytest.mark.parametrize('limit', [1.0, 1.5])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_limit_itself_passes_and_the_next_number_does_not(limit, dtype):
-    beyond = limit + limit * torch.finfo(dtype).eps
+    beyond = limit + torch.finfo(dtype).eps  # of the numbers from 1 to 2, the next
     x = torch.tensor([-beyond, -limit, 0, limit, beyond], dtype=dtype, requires_grad=True)
     assert x[4] > limit
     binary_activation(x, limit=limit).backward(torch.arange(1, 6, dtype=dtype))

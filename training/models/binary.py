@@ -11,16 +11,18 @@ Guo et al. 2022, "Join the High Accuracy Club on ImageNet with A Binary Neural N
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.config import LOWEST_TEMPERATURE
+
 ACTIVATION_GRADIENT_RANGE = 1.5
 LATENT_LIMIT = 1.5
 LATENT_INITIAL_STD = 1e-3
-LOWEST_TEMPERATURE = 1e-7
 
 
 class _SignActivation(torch.autograd.Function):
@@ -30,7 +32,8 @@ class _SignActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
         ctx.save_for_backward(x)
         # The kernel of the gradient leaves out the limit itself; the next number includes it.
-        ctx.limit = limit * (1.0 + torch.finfo(x.dtype).eps)
+        step = math.ldexp(torch.finfo(x.dtype).eps, math.frexp(limit)[1] - 1)
+        ctx.limit = (math.floor(limit / step) + 1) * step
         return _sign(x)
 
     @staticmethod
