@@ -224,6 +224,37 @@ def sues(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def tf32_seen():
+    """TF32 allowed as a user may have it; which settings the networks' convolutions met."""
+    backends, seen = (torch.backends.cudnn, torch.backends.cuda.matmul), set()
+
+    def note(module, _):
+        if isinstance(module, torch.nn.Conv2d):
+            seen.add(tuple(backend.allow_tf32 for backend in backends))
+
+    before = [backend.allow_tf32 for backend in backends]
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield seen
+    left = [backend.allow_tf32 for backend in backends]
+    hook.remove()
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+    assert left == [True, True]
+
+
+def test_evaluation_is_true_float32(checkpoint, university, tf32_seen):
+    path, network = checkpoint
+    image = university / 'test/query_drone/0003/image-00.jpeg'
+    open_embedder(path, feature=None).embed_paths([image])
+    assert tf32_seen == {(False, False)}
+    tf32_seen.clear()
+    embed(network, np.zeros((1, 32, 32, 3), np.uint8), Preprocessing(32, 32))
+    assert tf32_seen == {(False, False)}
+
+
 def test_heights_are_told_apart(sues, tmp_path):
     out = tmp_path / 'out'
     assert run(default_model_path(), '--data', sues, '--out', out, '--no-figures') == 0

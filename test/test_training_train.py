@@ -264,6 +264,22 @@ def test_temperature_cools_with_the_epochs(data):
     assert layer.temperature == 0
 
 
+def test_float32_is_not_rounded_to_tf32(data, tmp_path):
+    seen, cudnn = set(), torch.backends.cudnn
+    before = cudnn.allow_tf32
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda *_: seen.add(cudnn.allow_tf32)
+    )
+    cudnn.allow_tf32 = True
+    try:
+        train(with_changes(BRIEF, ['run.norm_steps=1']), data=data, out=tmp_path / 'run')
+        assert cudnn.allow_tf32
+    finally:
+        cudnn.allow_tf32 = before
+        hook.remove()
+    assert seen == {False}
+
+
 def test_deterministic_algorithms_suffice(data, tmp_path):
     config = with_changes(BRIEF, ['run.deterministic=true', 'run.average_decay=0.5'])
     try:

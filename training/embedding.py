@@ -31,6 +31,7 @@ from training.data.loader import normalise
 from training.decoding import cores
 from training.embedder import BATCH, FEATURES, Embedder, Vectors
 from training.models.bnext import CHANNELS
+from training.precision import true_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,6 +88,7 @@ def open_embedder(
 
 
 @torch.no_grad()
+@true_float32()
 def embed(
     model: nn.Module, patches: NDArray[np.uint8], preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
@@ -176,6 +178,7 @@ def _from_checkpoint(
     preprocessing = Preprocessing(config.model.input_px, config.model.input_px)
 
     @torch.no_grad()
+    @true_float32()
     def forward(images: NDArray[np.uint8]) -> Vectors:
         inputs = normalise(torch.from_numpy(images).to(device), preprocessing)
         outputs = network(inputs)

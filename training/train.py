@@ -33,6 +33,7 @@ from training.data.sources import make_sources
 from training.distributed import join_team
 from training.final_weights import choose_weights
 from training.learner import Learner
+from training.precision import true_float32
 from training.progress import ProgressLine, RunLog, Tally
 from training.run_folder import check_same_data, claim_folder, open_folder, record_start
 from training.validation import Validation
@@ -70,6 +71,7 @@ def train(config: TrainConfig, *, data: Path, out: Path, resume: bool = False) -
     with ExitStack() as stack:
         team = stack.enter_context(join_team(config.run.device))
         _prepare_torch(config)
+        stack.enter_context(true_float32())
         if team.leads:
             stack.enter_context(claim_folder(out, resume=resume))
         state = open_folder(out, config, resume=resume) if team.leads else None

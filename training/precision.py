@@ -1,0 +1,29 @@
+"""True float32 on a GPU."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Multiply float32 as float32; a context, or a decorator.
+
+    Left alone, torch convolves float32 on a GPU as TF32, with 10 bits of fraction. The signs of a
+    binary network turn such a rounding into other bits, and these into other features.
+    """
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
