@@ -478,6 +478,18 @@ def test_a_teacher_of_other_places_is_refused(data, whole_run, tmp_path):
         distil(f'losses.teacher={out / "final.pt"}', *bare)
 
 
+def test_a_teacher_of_another_input_size_is_told(data, whole_run, capsys):
+    teacher = f'losses.teacher={whole_run[0] / "final.pt"}'
+    names, _ = batch_of(data, BRIEF)
+    Learner(with_changes(BRIEF, [teacher]), classes=names, team=ALONE)
+    assert not capsys.readouterr().out
+    Learner(with_changes(BRIEF, [teacher, 'model.input_px=64']), classes=names, team=ALONE)
+    assert capsys.readouterr().out == (
+        f'{whole_run[0] / "final.pt"}: the teacher was trained at 32 px, '
+        "it will see the student's 64 px\n"
+    )
+
+
 def test_a_teacher_of_numbers_that_are_none_is_refused(data, whole_run, tmp_path):
     network = load_checkpoint(whole_run[0] / 'final.pt')['network']
     broken = {**network, 'backbone.stem.weight': network['backbone.stem.weight'] * float('nan')}

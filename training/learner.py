@@ -12,7 +12,12 @@ from torch import nn
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
 from training.averaging import WeightAverage
-from training.checkpoint import in_one_line, network_from_checkpoint
+from training.checkpoint import (
+    checkpoint_config,
+    in_one_line,
+    load_checkpoint,
+    network_from_state,
+)
 from training.data.loader import normalise
 from training.flips import FlipCounter
 from training.losses import TotalLoss
@@ -60,7 +65,7 @@ class Learner:
             raise ConfigError('run.precision is float16, which needs a GPU; use bfloat16')
         torch.manual_seed(config.run.seed)
         self.network = make_network(config.model, classes=len(classes)).to(device)
-        self.teacher = _open_teacher(config, classes)
+        self.teacher = _open_teacher(config, classes, says=team.leads)
         self.loss = TotalLoss(
             config.losses,
             embedding_dim=self.network.embedding_dim,
@@ -237,12 +242,15 @@ class Learner:
             self.average.load_state_dict(state['average'])
 
 
-def _open_teacher(config: TrainConfig, classes: tuple[str, ...]) -> GeoNetwork | None:
+def _open_teacher(
+    config: TrainConfig, classes: tuple[str, ...], *, says: bool
+) -> GeoNetwork | None:
     """Load the teacher, frozen, and see that its logits mean the student's classes."""
     if not config.losses.teacher:
         return None
     path = _existing(config.losses.teacher, 'losses.teacher')
-    teacher = network_from_checkpoint(path)
+    state = load_checkpoint(path)
+    teacher = network_from_state(state, source=path)
     teacher.requires_grad_(False)
     if odd := [name for name, value in teacher.state_dict().items() if not _finite(value)]:
         raise ModelError(
@@ -251,6 +259,12 @@ def _open_teacher(config: TrainConfig, classes: tuple[str, ...]) -> GeoNetwork |
         )
     if config.losses.logit_distillation:
         _check_teacher(teacher, path, config, classes)
+    theirs, ours = checkpoint_config(state, source=path).model.input_px, config.model.input_px
+    if says and theirs != ours:
+        print(
+            f"{path}: the teacher was trained at {theirs} px, it will see the student's {ours} px",
+            flush=True,
+        )
     return teacher
 
 
