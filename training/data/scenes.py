@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bicrossnet_ros.errors import ConfigError, ImageError
-from training.data.images import read_image
+from training.data.images import SUFFIXES, read_image
 
-SUFFIXES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff'}
 # One cell of a network's last map. What has fewer pixels shows no place, however it is enlarged.
 LEAST_SIDE_PX = 32
 
