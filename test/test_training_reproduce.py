@@ -6,10 +6,10 @@ import pytest
 from command_line import REPOSITORY
 from university_fixture import university_dataset
 
-from training import reproduce
 from training.config_files import load_config
-from training.paper import ROWS, row_for
-from training.reproduce import ROWS_OF_CONFIGS, main, plan, table_text
+from training.paper import ROWS
+from training.paper_configs import CONFIGS, ROWS_OF_CONFIGS, row_for
+from training.reproduce import main, plan, table_text
 
 SMALL = [
     'model.name=bnext_nano',
@@ -27,15 +27,15 @@ SMALL = [
 def test_every_row_exists_on_both_sides():
     for rows in ROWS_OF_CONFIGS.values():
         for name, key in rows.items():
-            assert (reproduce.CONFIGS / f'{name}.yaml').is_file(), name
+            assert (CONFIGS / f'{name}.yaml').is_file(), name
             assert key is None or key in ROWS, key
 
 
 def test_rows_answer_to_what_their_configuration_says():
-    """The mapping here and `paper.row_for`, written apart, name rows with the same figures."""
+    """No configuration is taken for another with other figures."""
     for rows in ROWS_OF_CONFIGS.values():
         for name, key in rows.items():
-            found = row_for(load_config(reproduce.CONFIGS / f'{name}.yaml'))
+            found = row_for(load_config(CONFIGS / f'{name}.yaml'))
             if key:  # table 7 prints no figures
                 assert found is not None, name
                 assert found.figures == ROWS[key].figures, name

@@ -32,7 +32,8 @@ from training.embedder import FEATURES, Embedder
 from training.embedding import RESIZES, open_embedder
 from training.embedding_cache import embed_with_cache
 from training.figure_files import write_accuracy_figures, write_match_figures
-from training.paper import PaperRow, find_row, row_for
+from training.paper import PaperRow, find_row
+from training.paper_configs import row_for
 from training.results import ModelResults, markdown, write_results
 
 

@@ -1,4 +1,4 @@
-"""The numbers of the paper's tables 2 to 8, as printed, and which row a training run answers to.
+"""The numbers of the paper's tables 2 to 8, as printed.
 
 Percentages are percentages, as printed; costs are in units of 10^9 operations, 10^6 parameters
 and megabytes. Rows that the paper prints twice stand here twice, under both tables.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bicrossnet_ros.errors import ConfigError
-from training.config import HEIGHTS_M, TrainConfig
+from training.config import HEIGHTS_M
 
 DRONE_TO_SATELLITE, SATELLITE_TO_DRONE = DIRECTIONS = 'drone_to_satellite', 'satellite_to_drone'
 
@@ -267,52 +267,3 @@ def find_row(key: str) -> PaperRow:
             f'there is no row {key!r} of the paper; expected one of {" ".join(ROWS)}'
         )
     return ROWS[key]
-
-
-def row_for(config: TrainConfig) -> PaperRow | None:
-    """Find the row that a run of this configuration answers to; None if there is none.
-
-    Rows are told by backbone, teacher, unfreezing, optimiser and 250 epochs. Table 6 is labelled
-    as trained with Bi-Gradual Unfreezing, yet its Adam row equals table 5's row without it: runs
-    that train all parameters from the start answer to table 6, and to the rows of tables 4 and 8.
-    """
-    losses, unfreezing = config.losses, config.unfreezing
-    other_losses = losses.info_nce or losses.feature_distillation
-    if other_losses or config.run.epochs != TABLE_7['A'][3]:
-        return None
-    phases = unfreezing.head_epochs, unfreezing.partial_epochs
-    strategy = 'none' if phases == (0, 0) else unfreezing.strategy
-    if strategy == 'bi_gradual' and phases != TABLE_7['A'][:2]:
-        return None
-    recipe = strategy, config.optimizer.strategy
-    distilled = bool(losses.teacher) and losses.logit_distillation > 0
-    rows = _ROWS_OF_RECIPES.get((config.data.source, distilled, *recipe), {})
-    key = rows.get(config.model.name)
-    return ROWS[key] if key else None
-
-
-# (source, with a teacher, unfreezing, optimiser) to the row of each backbone.
-_ROWS_OF_RECIPES: Mapping[tuple[str, bool, str, str], Mapping[str, str]] = {
-    ('sues200', True, 'bi_gradual', 'bi_partitioned'): {'bnext_tiny': 'table2_tiny'},
-    ('university1652', True, 'bi_gradual', 'bi_partitioned'): {
-        'bnext_tiny': 'table3_tiny',
-        'bnext_middle': 'table3_middle',
-    },
-    ('university1652', False, 'none', 'adam'): {
-        'resnet34_xnor': 'table8_xnor',
-        'resnet34_recu': 'table8_recu',
-        'bnext_tiny': 'table8_bnext_tiny',
-        'bnext_middle': 'table8_bnext_middle',
-    },
-    ('university1652', True, 'none', 'adam'): {
-        'resnet34_recu': 'table4_recu_kd',
-        'bnext_tiny': 'table5_none',
-        'bnext_middle': 'table4_bnext_middle_kd',
-    },
-    ('university1652', True, 'gradual', 'adam'): {'bnext_tiny': 'table5_gradual'},
-    ('university1652', True, 'bi_gradual', 'adam'): {'bnext_tiny': 'table5_bi_gradual'},
-    **{
-        ('university1652', True, 'none', optimizer): {'bnext_tiny': f'table6_{optimizer}'}
-        for optimizer in ('sgd', 'adamw', 'lion', 'bi_partitioned')
-    },
-}

@@ -24,38 +24,10 @@ from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.config import TrainConfig
 from training.config_files import load_config
 from training.paper import DIRECTIONS, ROWS, PaperFigures, PaperRow
+from training.paper_configs import CONFIGS, ROWS_OF_CONFIGS
 
-CONFIGS = Path(__file__).parent / 'configs'
 RUNS, RESULTS = Path('runs'), Path('results')
 ARROWS = dict(zip(DIRECTIONS, ('D->S', 'S->D'), strict=True))
-# Configuration to row. Table 7 prints no numbers (they are in figure 5).
-ROWS_OF_CONFIGS: dict[int, dict[str, str | None]] = {
-    2: {f'sues200_{height}_tiny': 'table2_tiny' for height in (150, 200, 250, 300)},
-    3: {'university1652_tiny': 'table3_tiny', 'university1652_middle': 'table3_middle'},
-    4: {
-        'ablation_kd_recu_none': 'table4_recu',
-        'ablation_kd_tiny_none': 'table4_bnext_tiny',
-        'ablation_kd_middle_none': 'table4_bnext_middle',
-        'ablation_kd_recu_kd': 'table4_recu_kd',
-        'ablation_kd_tiny_kd': 'table4_bnext_tiny_kd',
-        'ablation_kd_middle_kd': 'table4_bnext_middle_kd',
-    },
-    5: {
-        f'ablation_unfreezing_{name}': f'table5_{name}'
-        for name in ('none', 'gradual', 'bi_gradual')
-    },
-    6: {
-        f'ablation_optimizer_{name}': f'table6_{name}'
-        for name in ('adam', 'sgd', 'adamw', 'lion', 'bi_partitioned')
-    },
-    7: {f'ablation_epochs_{letter}': None for letter in 'abcdefg'},
-    8: {
-        'ablation_backbone_xnor': 'table8_xnor',
-        'ablation_backbone_recu': 'table8_recu',
-        'ablation_backbone_tiny': 'table8_bnext_tiny',
-        'ablation_backbone_middle': 'table8_bnext_middle',
-    },
-}
 
 
 @dataclass(frozen=True)
