@@ -1,6 +1,10 @@
 """From the tables' rows to trainings, in the right order, each once, and back to the tables."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from command_line import REPOSITORY
@@ -10,6 +14,7 @@ from training.config_files import load_config
 from training.paper import ROWS
 from training.paper_configs import CONFIGS, ROWS_OF_CONFIGS, row_for
 from training.reproduce import main, plan, table_text
+from training.run_folder import claim_folder
 
 SMALL = [
     'model.name=bnext_nano',
@@ -115,3 +120,26 @@ def test_several_processes_go_through_torchrun(processes, capsys):
     assert main(command) == 0
     launched = 'torch.distributed.run --nproc-per-node=4 -m training.train'
     assert (launched in capsys.readouterr().out) == (processes > 1)
+
+
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=['term', 'int']
+)
+def test_what_ends_the_command_ends_its_training(number, code, tmp_path, monkeypatch):
+    data = university_dataset(
+        tmp_path / 'data', places=6, test_places=4, distractors=2, drones=3, size_px=48
+    )
+    monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
+    command = [sys.executable, '-m', 'training.reproduce', '--university', str(data)]
+    command += ['--tables', '3', '--set', *SMALL, 'run.epochs=100000']
+    with (tmp_path / 'log').open('w') as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    out = tmp_path / 'runs' / 'university1652_teacher'
+    while not (out / 'history.jsonl').exists():
+        assert process.poll() is None, (tmp_path / 'log').read_text()
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == code
+    with claim_folder(out, resume=False):  # nobody works in it any more
+        pass
+    assert 'Traceback' not in (tmp_path / 'log').read_text()

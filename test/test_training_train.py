@@ -320,7 +320,7 @@ def test_a_run_whose_schedule_ends_with_it_gets_no_longer(data, whole_run, tmp_p
 
 def test_a_first_checkpoint_that_does_not_fit_leaves_nothing(tmp_path):
     (tmp_path / 'checkpoint.partial').symlink_to('/dev/full')
-    with pytest.raises(ModelError, match='none was written before'):
+    with pytest.raises(ModelError, match=r'none was written before; .* start it again'):
         save_checkpoint(tmp_path / 'checkpoint.pt', {'step': 0})
     assert list(tmp_path.iterdir()) == []
 
@@ -374,6 +374,17 @@ def test_a_folder_that_cannot_be_made_is_said(data, whole_run, tmp_path, capsys,
     error = capsys.readouterr().err
     assert error.startswith(f'error: {tmp_path / name}: cannot be written as a folder (')
     assert error.count('\n') == 1
+
+
+def test_an_interrupted_run_says_how_it_goes_on(data, whole_run, tmp_path):
+    out = tmp_path / 'run'
+    process = start(command(whole_run[0] / 'config.yaml', data, out, '--set', 'run.epochs=1000'))
+    while not (out / 'checkpoint.pt').exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == f'interrupted: {out}: go on with --resume\n'
+    assert process.returncode == 130
 
 
 def test_a_full_disk_keeps_the_configuration(data, whole_run, tmp_path):
@@ -445,7 +456,7 @@ def test_a_full_disk_under_the_history_ends_in_one_line(data, whole_run, tmp_pat
     config = whole_run[0] / 'config.yaml'
     assert main([str(config), '--data', str(data), '--out', str(out)]) == 2
     assert capsys.readouterr().err == (
-        f'error: {out}: No space left on device; make room, then go on with --resume\n'
+        f'error: {out}: No space left on device; make room, then start it again\n'
     )
 
 

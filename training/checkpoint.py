@@ -43,9 +43,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         partial.unlink(missing_ok=True)
         kept = f'{path.name} of before is intact' if path.exists() else 'none was written before'
         raise ModelError(
-            f'{path}: could not be written ({_cause(error)}); {kept}; make room, then go on with '
-            '--resume'
+            f'{path}: could not be written ({_cause(error)}); {kept}; make room, then '
+            f'{how_to_go_on(path.parent)}'
         ) from error
+
+
+def how_to_go_on(out: Path) -> str:
+    """Say what to do with a run that has ended early: without a checkpoint it starts anew."""
+    return 'go on with --resume' if (out / 'checkpoint.pt').exists() else 'start it again'
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.config import TrainConfig
@@ -161,7 +162,7 @@ def reproduce(options: argparse.Namespace) -> int:
             print(f'[{number}/{len(jobs)}] {shlex.join(command[1:])}', flush=True)
             if options.dry_run:
                 continue
-            if subprocess.run(command, check=False).returncode:
+            if _run(command):
                 # What fails (its weights are missing, say) keeps back only what it teaches.
                 failed.append(job.name)
                 break
@@ -174,6 +175,21 @@ def reproduce(options: argparse.Namespace) -> int:
     if failed:
         print(f'failed, see above: {", ".join(failed)}', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command to its end; what interrupts us ends it too, orderly, with its processes."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,7 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on', file=sys.stderr)
+        return 130
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main())

@@ -24,7 +24,7 @@ import cv2
 import torch
 
 from bicrossnet_ros.errors import BiCrossNetError
-from training.checkpoint import git_revision, save_checkpoint
+from training.checkpoint import git_revision, how_to_go_on, save_checkpoint
 from training.config import TrainConfig
 from training.config_files import config_to_dict, load_config, with_changes
 from training.data.loader import batches
@@ -346,13 +346,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in WRITE_ERRORS:
             raise
         print(
-            f'error: {options.out}: {error.strerror}; {WRITE_ERRORS[error.errno]}, then go on '
-            'with --resume',
+            f'error: {options.out}: {error.strerror}; {WRITE_ERRORS[error.errno]}, then '
+            f'{how_to_go_on(options.out)}',
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print(f'interrupted; go on with --resume --out {options.out}', file=sys.stderr)
+        print(f'interrupted: {options.out}: {how_to_go_on(options.out)}', file=sys.stderr)
         return 130
     if int(os.environ.get('RANK', 0)) == 0:
         print(json.dumps(figures))
