@@ -16,7 +16,7 @@ from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, prepare
 from training.benchmark import list_tasks
 from training.checkpoint import save_checkpoint
-from training.config_files import config_from_dict, config_to_dict
+from training.config_files import config_from_dict, config_to_dict, with_changes
 from training.data.images import read_image
 from training.data.sources import find_photo_set
 from training.decoding import resize_bicubic
@@ -303,6 +303,32 @@ def test_row_of_the_paper_stands_beside(sues, tmp_path):
     assert reduced['paper_percent'] is None
 
 
+@pytest.mark.parametrize(
+    ('source', 'trained_m', 'compared_m'),
+    [
+        ('sues200', 150, [150]),
+        ('sues200', 300, [300]),
+        ('sues200', 0, []),  # the paper pools no heights
+        ('university1652', 0, [150, 300]),
+    ],
+)
+def test_the_paper_stands_beside_the_height_of_training(
+    source, trained_m, compared_m, sues, tmp_path
+):
+    changes = [f'data.source={source}', f'data.height_m={trained_m}']
+    save(tmp_path / 'final.pt', with_changes(CONFIG, changes))
+    out = tmp_path / 'out'
+    arguments = [tmp_path / 'final.pt', '--data', sues, '--out', out, '--no-figures']
+    more = ['--height', 150, 300, 0, '--protocol', 'full', '--paper-row', 'table2_tiny']
+    assert run(*arguments, *more) == 0
+    (model,) = results(out)
+    assert {r['height_m'] for r in model['results']} == {0, 150, 300}
+    compared = {r['height_m'] for r in model['results'] if r['paper_percent']}
+    assert compared == set(compared_m)
+    assert ('Paper R@1' in (out / 'results.md').read_text()) == bool(compared_m)
+    assert ('Paper: table 2' in (out / 'results.md').read_text()) == bool(compared_m)
+
+
 def test_differences_are_told_for_the_published_sizes_alone():
     figures = dict.fromkeys(METRICS, 0.8)
 
@@ -321,6 +347,7 @@ def test_differences_are_told_for_the_published_sizes_alone():
             different_images=1,
             unreadable=(),
             results=(result,),
+            trained_height_m=None,
             paper_row=ROWS['table3_tiny'],
         )
         return markdown([model])

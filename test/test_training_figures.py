@@ -214,6 +214,7 @@ def model_results(name, ops_g):
             for height in (150, 300)
             for direction in ('drone_to_satellite', 'satellite_to_drone')
         ),
+        trained_height_m=None,
         paper_row=None,
     )
 

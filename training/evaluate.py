@@ -143,6 +143,7 @@ def evaluate(options: EvaluationOptions) -> list[ModelResults]:
                 different_images=embeddings.different,
                 unreadable=embeddings.unreadable,
                 results=tuple(results),
+                trained_height_m=_trained_height_m(embedder),
                 paper_row=row,
             )
         )
@@ -193,6 +194,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _input_px(embedder: Embedder) -> tuple[int, int]:
     return embedder.preprocessing.input_height_px, embedder.preprocessing.input_width_px
+
+
+def _trained_height_m(embedder: Embedder) -> int | None:
+    data = embedder.config and embedder.config.data
+    return data.height_m if data and data.source == 'sues200' else None
 
 
 def _ops_g(embedder: Embedder) -> float | None:

@@ -71,6 +71,9 @@ class ModelResults:
         Files that were left out, with the reason.
     results : tuple of Result
         One for each task.
+    trained_height_m : int or None
+        Height of SUES-200 that it was trained at, 0 for all pooled; None where it was trained on
+        another data set, or the file does not tell.
     paper_row : PaperRow or None
         What to compare with.
     """
@@ -87,6 +90,7 @@ class ModelResults:
     different_images: int
     unreadable: tuple[str, ...]
     results: tuple[Result, ...]
+    trained_height_m: int | None
     paper_row: PaperRow | None
 
     @property
@@ -100,8 +104,13 @@ class ModelResults:
         return (result.queries, result.gallery) == SIZES[key]
 
     def paper_figures(self, result: Result) -> PaperFigures | None:
-        """Return the paper's figures for a result; it published the full protocol only."""
+        """Return the paper's figures for a result, None if nothing like it was published.
+
+        It published the full protocol only, and of SUES-200 a network for each height.
+        """
         if self.paper_row is None or result.protocol != 'full':
+            return None
+        if self.trained_height_m not in (None, result.height_m):
             return None
         return self.paper_row.figures.get((result.direction, result.height_m))
 
@@ -157,7 +166,7 @@ def _section(model: ModelResults) -> str:
             'comparable with published ones.**',
         ]
     lines += ['', *_table(model)]
-    if row is not None:
+    if row is not None and any(model.paper_figures(result) for result in model.results):
         lines += [
             '',
             f'Paper: table {row.table}, “{row.label}” (`{row.key}`); full protocol only.',
