@@ -18,12 +18,10 @@ def true_float32() -> Iterator[None]:
     Left alone, torch convolves float32 on a GPU as TF32, with 10 bits of fraction. The signs of a
     binary network turn such a rounding into other bits, and these into other features.
     """
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
+        convolutions.allow_tf32 = products.allow_tf32 = False
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        convolutions.allow_tf32, products.allow_tf32 = before
