@@ -55,7 +55,7 @@ def test_impossible_changes_are_refused(change, message):
 def test_annealing_ends_with_signs_or_statistics_of_signs():
     cooling = ['model.temperature_decay=0.9', 'unfreezing.strategy=none']
     with_changes(TrainConfig(), [*cooling, 'run.epochs=154'])
-    with pytest.raises(ConfigError, match='set run.epochs to 154 or more'):
+    with pytest.raises(ConfigError, match=r'set run.epochs to 154 or more'):
         with_changes(TrainConfig(), [*cooling, 'run.epochs=153'])
     with_changes(TrainConfig(), [*cooling, 'run.epochs=4', 'run.norm_steps=1'])
 
