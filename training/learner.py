@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +11,7 @@ from torch import nn
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
 from training.averaging import WeightAverage
-from training.checkpoint import (
-    checkpoint_config,
-    in_one_line,
-    load_checkpoint,
-    network_from_state,
-)
+from training.checkpoint import in_one_line
 from training.data.loader import normalise
 from training.flips import FlipCounter
 from training.losses import TotalLoss
@@ -25,6 +19,7 @@ from training.models.network import Outputs, make_network
 from training.models.partition import binary_layers
 from training.models.pretrained import load_backbone
 from training.optimizers import learning_rates, make_optimizers, set_learning_rates
+from training.teacher import existing_file, open_teacher
 from training.unfreezing import apply_phase, phase_of
 
 if TYPE_CHECKING:
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.data.loader import Batch
     from training.distributed import Team
-    from training.models.network import GeoNetwork
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -65,7 +59,7 @@ class Learner:
             raise ConfigError('run.precision is float16, which needs a GPU; use bfloat16')
         torch.manual_seed(config.run.seed)
         self.network = make_network(config.model, classes=len(classes)).to(device)
-        self.teacher = _open_teacher(config, classes, says=team.leads)
+        self.teacher = open_teacher(config, classes, says=team.leads)
         self.loss = TotalLoss(
             config.losses,
             embedding_dim=self.network.embedding_dim,
@@ -88,7 +82,7 @@ class Learner:
 
     def load_pretrained(self) -> str:
         """Take the backbone of ``model.pretrained``; returns what fitted and what did not."""
-        path = _existing(self.config.model.pretrained, 'model.pretrained')
+        path = existing_file(self.config.model.pretrained, 'model.pretrained')
         report = load_backbone(self.network.backbone, path)
         # Both remember weights, and should remember these.
         self.flips = FlipCounter(binary_layers(self.network))
@@ -240,72 +234,6 @@ class Learner:
         self.flips.load_state_dict(state['flips'])
         if self.average:
             self.average.load_state_dict(state['average'])
-
-
-def _open_teacher(
-    config: TrainConfig, classes: tuple[str, ...], *, says: bool
-) -> GeoNetwork | None:
-    """Load the teacher, frozen, and see that its logits mean the student's classes."""
-    if not config.losses.teacher:
-        return None
-    path = _existing(config.losses.teacher, 'losses.teacher')
-    state = load_checkpoint(path)
-    teacher = network_from_state(state, source=path)
-    teacher.requires_grad_(False)
-    if odd := [name for name, value in teacher.state_dict().items() if not _finite(value)]:
-        raise ModelError(
-            f"{path}: the teacher's weights are not finite (first: {odd[0]}); train it again, or "
-            'give another losses.teacher'
-        )
-    if config.losses.logit_distillation:
-        _check_teacher(teacher, path, config, classes)
-    theirs, ours = checkpoint_config(state, source=path).model.input_px, config.model.input_px
-    if says and theirs != ours:
-        print(
-            f"{path}: the teacher was trained at {theirs} px, it will see the student's {ours} px",
-            flush=True,
-        )
-    return teacher
-
-
-def _check_teacher(
-    teacher: GeoNetwork, path: Path, config: TrainConfig, classes: tuple[str, ...]
-) -> None:
-    remedy = (
-        'train the teacher on the same places (data, data.height_m, data.holdout), or set '
-        'losses.logit_distillation: 0'
-    )
-    if teacher.branches is None or not config.model.branches:
-        which = 'the teacher' if teacher.branches is None else 'the student'
-        raise ModelError(
-            f'losses.logit_distillation is {config.losses.logit_distillation}, but {which} has no '
-            'branches and hence no logits; set model.branches: true or '
-            'losses.logit_distillation: 0'
-        )
-    if len(teacher.classes) != len(classes):
-        raise ModelError(
-            f'{path}: the teacher knows {len(teacher.classes)} places, the student '
-            f'{len(classes)}; {remedy}'
-        )
-    for label, (theirs, ours) in enumerate(zip(teacher.classes, classes, strict=True)):
-        if theirs != ours:
-            raise ModelError(
-                f"{path}: the teacher's class {label} is {theirs!r}, the student's {ours!r}; "
-                f'{remedy}'
-            )
-
-
-def _existing(path: str, key: str) -> Path:
-    if not Path(path).is_file():
-        raise ConfigError(
-            f'{key} is {path}, but there is no such file (seen from {Path.cwd()}); put it there '
-            f'or give another path with --set {key}=PATH'
-        )
-    return Path(path)
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
 
 
 def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:
