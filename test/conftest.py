@@ -1,12 +1,16 @@
 """Fixtures that several test modules share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Two threads that wait for each other cost more than they gain in tests of small networks.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

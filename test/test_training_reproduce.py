@@ -139,7 +139,10 @@ def test_what_ends_the_command_ends_its_training(number, code, tmp_path, monkeyp
         assert process.poll() is None, (tmp_path / 'log').read_text()
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait() == code
+    try:
+        assert process.wait(timeout=120) == code
+    finally:
+        process.kill()
     with claim_folder(out, resume=False):  # nobody works in it any more
         pass
     assert 'Traceback' not in (tmp_path / 'log').read_text()

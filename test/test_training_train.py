@@ -383,7 +383,7 @@ def test_an_interrupted_run_says_how_it_goes_on(data, whole_run, tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == f'interrupted: {out}: go on with --resume\n'
+    assert process.communicate(timeout=120)[1] == f'interrupted: {out}: go on with --resume\n'
     assert process.returncode == 130
 
 
