@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from training.data.places import PairSource
 
 # Streams of random numbers that never meet: (seed, stream, epoch). Validation has number 1, the
-# re-estimation of BatchNorm 2.
+# re-estimation of BatchNorm 2, the order of the places 2**31 - 1.
 TRAINING_STREAM = 0
 # What keeps a run from writing its logs, and what helps.
 WRITE_ERRORS = {
