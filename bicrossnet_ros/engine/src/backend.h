@@ -116,7 +116,7 @@ struct Passes {
   void (*sum_activated)(const ActivatedSumArguments&);
   void (*finish)(const FinishArguments&);
   void (*linear)(const LinearArguments&);
-  // gate[c] = sigmoid(gate[c]) * gain[c]
+  // gate[c] = gain[c] / (1 + exp(-gate[c])): the sigmoid times the gain of the norm after it
   void (*gate)(float* gate, const float* gain, int count);
   // Writes a given map again as a pass would: for the first input of a unit that is run alone.
   void (*copy)(const float* x, int channels, int pixel_begin, int pixel_end,
