@@ -1,45 +1,20 @@
 """The ONNX made from a model file computes what PyTorch computes."""
 
-import functools
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from networks import network_and_model
 
 from bicrossnet_ros.engine.architecture import Unit, units
 from bicrossnet_ros.engine.bits import unpack_weights
-from bicrossnet_ros.engine.model_file import METADATA_KEY, Model, ModelMetadata, write_model
+from bicrossnet_ros.engine.model_file import METADATA_KEY, ModelMetadata, write_model
 from bicrossnet_ros.engine.onnx_graph import build_onnx, build_unit_onnx, main
-from training.export import make_model, network_from_model
-from training.models.bnext import CHANNELS, BNext, make_bnext
+from training.export import network_from_model
+from training.models.bnext import CHANNELS
 
 ALL_UNITS = [(size, k) for size in ('nano', 'tiny') for k in range(len(units(CHANNELS[size])))]
-
-
-def randomise(network: BNext) -> None:
-    """Give every parameter that starts as a constant a value that would show a mistake."""
-    with torch.no_grad():
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if name.endswith(('scale', 'act.weight', 'act_residual.weight')):
-                value.uniform_(0, 1)
-            elif 'norm' in name and name.endswith('weight'):
-                value.uniform_(0.5, 1.5)
-            elif name.endswith('running_var'):
-                # About the variance of a sum of 9 * C products of +-1: outputs stay near 1.
-                fan_in = 9 * len(value) if 'norm1' in name and '3x3' in name else len(value)
-                value.uniform_(0.5, 1.5).mul_(fan_in if 'norm1' in name else 1.0)
-            elif name.endswith(('bias', 'running_mean')):
-                value.normal_(0, 0.3)
-
-
-@functools.cache
-def network_and_model(size: str) -> tuple[BNext, Model]:
-    torch.manual_seed(1)
-    network = make_bnext(size).eval()
-    randomise(network)
-    return network, make_model(network, name=size, input_px=64, training={})
 
 
 def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
