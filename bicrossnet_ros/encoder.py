@@ -1,31 +1,38 @@
-"""Ground patches to embeddings: one way in for every kind of model file.
+"""Ground patches to embeddings: one way in for every kind of model file, by its suffix.
 
-``.safetensors`` is a model of this project (its ONNX graph is built in memory); ``.onnx`` may be
-any embedding network whose metadata says how its input is prepared.
+- ``.safetensors``, a model of this project: the native engine, `bicrossnet_ros.engine.native`.
+  Where that cannot run, ONNX Runtime takes its graph instead, and the log says why. The
+  environment variable BICROSSNET_BACKEND forces a back end of the engine, or ``onnxruntime``.
+- ``.onnx``, any embedding network whose metadata says how its input is prepared: ONNX Runtime.
+- ``.tflite``, as `training.export` writes it: Larq Compute Engine (extra ``lce``).
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bicrossnet_ros.engine.model_file import (
-    METADATA_KEY,
-    ModelMetadata,
-    file_sha256,
-    read_model,
-)
+from bicrossnet_ros.engine.model_file import ModelMetadata, file_sha256, read_model
+from bicrossnet_ros.engine.runtime import Runtime
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, check_patches, prepare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = 'bnext_nano_96.safetensors'
 MAX_BATCH = 16  # bounds the memory of a call; larger batches are not faster
+BACKEND_VARIABLE = 'BICROSSNET_BACKEND'
+ONNX_RUNTIME = 'onnxruntime'  # value of BACKEND_VARIABLE that goes round the engine
 
 
 def default_model_path() -> Path:
@@ -62,8 +69,12 @@ class Encoder:
     model_name: str
     embedding_dim: int
     preprocessing: Preprocessing
-    _session: Any = field(repr=False)
-    _input_name: str = field(repr=False)
+    _runtime: Runtime = field(repr=False)
+
+    @property
+    def runtime(self) -> str:
+        """What runs the network, for people: 'native avx2', 'ONNX Runtime 1.31.1'."""
+        return self._runtime.name
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed patches.
@@ -89,8 +100,7 @@ class Encoder:
         embeddings = np.empty((len(patches), self.embedding_dim), np.float32)
         for start in range(0, len(patches), MAX_BATCH):
             batch = prepare(patches[start : start + MAX_BATCH], self.preprocessing)
-            (output,) = self._session.run(None, {self._input_name: batch})
-            embeddings[start : start + MAX_BATCH] = output
+            embeddings[start : start + MAX_BATCH] = self._runtime.run(batch)
         if not np.isfinite(embeddings).all():
             raise ModelError(
                 f'{self.model_name}: embeddings are not finite; the model is unusable'
@@ -105,9 +115,10 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     Parameters
     ----------
     model_path : str or Path
-        ``NAME.safetensors`` (a model of this project) or ``NAME.onnx`` (any embedding network
+        ``NAME.safetensors`` (a model of this project), ``NAME.onnx`` (any embedding network
         with this project's metadata: `bicrossnet_ros.engine.model_file.ModelMetadata` as JSON in
-        ``metadata_props['bicrossnet']``).
+        ``metadata_props['bicrossnet']``) or ``NAME.tflite`` (the same for Larq, see
+        `bicrossnet_ros.engine.lce_runtime`).
     threads : int
         CPU threads of one call of `Encoder.encode`, 1 to 256.
 
@@ -118,7 +129,8 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     Raises
     ------
     ModelError
-        If the file is missing, damaged, of another kind, or contradicts its own metadata.
+        If the file is missing, damaged, of another kind, contradicts its own metadata, or nothing
+        installed can run it.
     ConfigError
         If `threads` is impossible.
     """
@@ -126,77 +138,65 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
         raise ConfigError(f'threads is {threads!r}; expected a whole number from 1 to 256')
     path = Path(model_path)
     if not path.is_file():
-        raise ModelError(f'{path}: no such model file; expected a .safetensors or .onnx file')
-    if path.suffix == '.safetensors':
-        from bicrossnet_ros.engine.onnx_graph import build_onnx
-
-        source: str | bytes = build_onnx(read_model(path)).SerializeToString()
-    elif path.suffix == '.onnx':
-        source = str(path)
-    else:
-        raise ModelError(
-            f'{path}: a {path.suffix or "nameless"} file; expected .safetensors or .onnx'
-        )
-    session = _open_session(source, path, threads)
-    metadata = _read_metadata(session, path)
-    _check_session(session, metadata, path)
+        raise ModelError(f'{path}: no such model file; expected {_EXPECTED}')
+    if path.suffix not in _OPENERS:
+        raise ModelError(f'{path}: a {path.suffix or "nameless"} file; expected {_EXPECTED}')
+    model_id = file_sha256(path)
+    metadata, runtime = _OPENERS[path.suffix](path, model_id, threads)
     return Encoder(
-        model_id=file_sha256(path),
+        model_id=model_id,
         model_name=metadata.name,
         embedding_dim=metadata.embedding_dim,
         preprocessing=metadata.preprocessing,
-        _session=session,
-        _input_name=session.get_inputs()[0].name,
+        _runtime=runtime,
     )
 
 
-def _open_session(source: str | bytes, path: Path, threads: int) -> Any:
-    import onnxruntime
+# Each imports its runtime only when it is wanted: ONNX Runtime alone takes longer to import than
+# the engine takes from the file to the first embedding.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Threads that spin while they wait would take the cores from the camera and the filter.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+
+def _open_model_file(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
     try:
-        return onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
-    except Exception as error:  # its exceptions share no base class but Exception
-        raise ModelError(
-            f'{path}: ONNX Runtime cannot load it ({error}); copy or export it again'
-        ) from error
+        from bicrossnet_ros.engine.native import EngineUnavailable
+    except ModuleNotFoundError:  # until the engine's binding is written
+        from bicrossnet_ros.engine.onnx_runtime import from_model
+
+        return from_model(read_model(path), source=path, threads=threads)
+    if os.environ.get(BACKEND_VARIABLE) == ONNX_RUNTIME:
+        _warn_once(f'{BACKEND_VARIABLE}={ONNX_RUNTIME} is set; unset it')
+    else:
+        from bicrossnet_ros.engine.native_runtime import open_native
+
+        try:
+            return open_native(path, model_id=model_id, threads=threads)
+        except EngineUnavailable as error:
+            _warn_once(str(error))
+    from bicrossnet_ros.engine.onnx_runtime import from_model
+
+    return from_model(read_model(path), source=path, threads=threads)
 
 
-def _read_metadata(session: Any, path: Path) -> ModelMetadata:
-    entries = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY not in entries:
-        raise ModelError(
-            f'{path}: no metadata entry {METADATA_KEY!r}, so its preprocessing is unknown; '
-            'write ModelMetadata.to_json() into its metadata_props first'
-        )
-    return ModelMetadata.from_json(entries[METADATA_KEY], source=str(path))
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logger.warning('ONNX Runtime, which is slower, stands in for the native engine: %s', reason)
 
 
-def _check_session(session: Any, metadata: ModelMetadata, path: Path) -> None:
-    """Check the graph's input and output against the metadata, without running it."""
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ModelError(
-            f'{path}: {len(inputs)} inputs and {len(outputs)} outputs; expected one of each'
-        )
-    size = [metadata.preprocessing.input_height_px, metadata.preprocessing.input_width_px]
-    _check_shape(f'{path}: input', inputs[0], [None, 3, *size])
-    _check_shape(f'{path}: output', outputs[0], [None, metadata.embedding_dim])
+def _open_onnx(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
+    from bicrossnet_ros.engine.onnx_runtime import open_onnx
+
+    return open_onnx(path, threads=threads)
 
 
-def _check_shape(what: str, value: Any, expected: list[int | None]) -> None:
-    fits = len(value.shape) == len(expected) and all(
-        isinstance(found, str) or found is None or found == wanted
-        for found, wanted in zip(value.shape[1:], expected[1:], strict=True)
-    )
-    dynamic = bool(value.shape) and not isinstance(value.shape[0], int)
-    if value.type != 'tensor(float)' or not fits or not dynamic:
-        raise ModelError(
-            f'{what} is {value.type} {value.shape}; expected float {["N", *expected[1:]]} '
-            'with a free batch size; export the model again'
-        )
+def _open_lce(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
+    from bicrossnet_ros.engine.lce_runtime import open_lce
+
+    return open_lce(path, threads=threads)
+
+
+_OPENERS: dict[str, Callable[[Path, str, int], tuple[ModelMetadata, Runtime]]] = {
+    '.safetensors': _open_model_file,
+    '.onnx': _open_onnx,
+    '.tflite': _open_lce,
+}
+_EXPECTED = 'a .safetensors, .onnx or .tflite file'

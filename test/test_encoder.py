@@ -180,7 +180,7 @@ def test_missing_and_unknown_files(tmp_path):
         open_encoder(tmp_path / 'none.onnx')
     path = tmp_path / 'model.pt'
     path.write_bytes(b'x')
-    with pytest.raises(ModelError, match=r'a \.pt file; expected \.safetensors or \.onnx'):
+    with pytest.raises(ModelError, match=r'a \.pt file; expected a \.safetensors, \.onnx or'):
         open_encoder(path)
 
 
