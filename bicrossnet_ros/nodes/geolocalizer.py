@@ -95,10 +95,10 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
         except Exception:  # rclpy would swallow it
             self.get_logger().error(f'cannot configure:\n{traceback.format_exc()}')
             return FAILURE
-        gallery = self._pipeline.map.gallery
+        gallery, encoder = self._pipeline.map.gallery, self._pipeline.encoder
         self.get_logger().info(
             f'configured: gallery {gallery.path} ({gallery.manifest.tile_count} tiles), '
-            f'model {self._pipeline.encoder.model_id[:12]}'
+            f'model {encoder.model_id[:12]} in {encoder.runtime}'
         )
         return OK
 
@@ -273,6 +273,7 @@ class Geolocalizer(LifecycleNode):  # type: ignore[misc]  # rclpy is not typed e
             values['gallery'] = str(pipeline.map.gallery.path)
             values['gallery_tiles'] = str(manifest.tile_count)
             values['model_id'] = pipeline.encoder.model_id
+            values['runtime'] = pipeline.encoder.runtime
             values['gps_refused'] = str(pipeline.sensors.gps_refused)
         values.update(self._health.values())
         array = health_message(self.get_name(), problem, values)
