@@ -1,0 +1,16 @@
+// x86-64 with AVX2.
+#if defined(__x86_64__)
+
+#include "cpu_x86.h"
+#include "passes.h"
+#include "product_scalar.h"
+#include "vector_avx2.h"
+
+namespace bicrossnet {
+
+const Backend avx2_backend = {"avx2", cpu_runs_avx2, kScalarProduct,
+                                make_passes<Avx2Vector>()};
+
+}  // namespace bicrossnet
+
+#endif

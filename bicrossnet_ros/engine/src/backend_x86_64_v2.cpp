@@ -1,0 +1,16 @@
+// x86-64 with SSE4.2 and POPCNT: every PC processor since about 2009.
+#if defined(__x86_64__)
+
+#include "cpu_x86.h"
+#include "passes.h"
+#include "product_scalar.h"
+#include "vector_sse.h"
+
+namespace bicrossnet {
+
+const Backend x86_64_v2_backend = {"x86_64_v2", cpu_runs_x86_64_v2, kScalarProduct,
+                                make_passes<SseVector>()};
+
+}  // namespace bicrossnet
+
+#endif
