@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,7 +53,9 @@ def make_models(folder: Path) -> dict[str, Path]:
     return {shipped.stem: shipped, 'untrained': untrained, 'EfficientNet-Lite0 GeM': efficientnet}
 
 
-def measure(name: str, model: Path, data: Path, out: Path) -> list[dict[str, float | str]]:
+def measure(
+    name: str, model: Path, data: Path, out: Path, *, replay_options: Sequence[str] = ()
+) -> list[dict[str, float | str]]:
     """Build the gallery, replay the flight per kind of heading; one row of figures each."""
     folder = out / model.stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def measure(name: str, model: Path, data: Path, out: Path) -> list[dict[str, flo
     for heading in HEADINGS:
         target = folder / f'heading_{heading}'
         options = ('--gallery', gallery, '--model', model, '--out', target, '--heading', heading)
-        run('bicrossnet_ros.replay', data, *options)
+        run('bicrossnet_ros.replay', data, *options, *replay_options)
         summary = json.loads((target / 'summary.json').read_text(encoding='utf-8'))
         rows.append({'model': name, 'heading': heading, **figures(summary)})
     return rows

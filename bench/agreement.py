@@ -1,0 +1,235 @@
+"""How closely the runtimes of one network agree on real imagery, and that retrieval does not care.
+
+    python bench/agreement.py [--data DIR] [--out DIR] [--images 240] [--lce DIR] [--skip-recall]
+
+A rounding that differs flips the sign of an activation near its threshold, and the flips cascade:
+two runtimes never give the same embedding. The first table is the distribution of the cosine
+between a runtime's embedding of an image and that of torch in float32, for the shipped network
+and for an untrained tiny one at 256 px, on scenes of RSSCN7 and frames of Seneca. The second is
+the recall of retrieval on Seneca (best tiles within 25 m, no registration), each runtime with the
+gallery it made itself. Larq takes part where DIR holds the networks as NAME.tflite
+(python -m training.export writes them) and its interpreter is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import seneca
+
+sys.path.insert(0, str(seneca.REPOSITORY))
+
+if TYPE_CHECKING:
+    from bicrossnet_ros.engine.model_file import Model
+
+Embed = Callable[[np.ndarray], np.ndarray]
+BATCH = 8
+TINY = 'untrained_tiny_256'
+
+
+def networks(folder: Path) -> dict[str, Path]:
+    """Return the shipped network and an untrained tiny one, which is made once in `folder`."""
+    from bicrossnet_ros.encoder import default_model_path
+
+    tiny = folder / f'{TINY}.safetensors'
+    if not tiny.exists():
+        seneca.run('training.export', '--untrained', 'tiny', '--input-px', '256', '--out', tiny)
+    shipped = default_model_path()
+    return {shipped.stem: shipped, TINY: tiny}
+
+
+def runtimes(path: Path, lce: Path | None) -> dict[str, Embed]:
+    """Return every way to run a network that is at hand; torch in float32 is the first."""
+    from bicrossnet_ros.engine import native, onnx_runtime
+    from bicrossnet_ros.engine.lce_runtime import open_lce
+    from bicrossnet_ros.engine.model_file import read_model
+
+    model = read_model(path)
+    size = model.metadata.preprocessing
+    _, onnx = onnx_runtime.from_model(model, source=path, threads=1)
+    found = {
+        'torch float32': by_torch(model, 'float32'),
+        'torch float64': by_torch(model, 'float64'),
+        onnx.name: onnx.run,
+    }
+    for backend in native.backends():
+        network = native.NativeNetwork(model, backend=backend)
+        session = network.session(size.input_height_px, size.input_width_px)
+        found[f'native {backend}'] = session.run
+    if lce is not None:
+        _, larq = open_lce(lce / f'{path.stem}.tflite', threads=1)
+        found[larq.name] = larq.run
+    return found
+
+
+def by_torch(model: Model, dtype: str) -> Embed:
+    """Return the network in PyTorch, in a precision by name."""
+    import torch
+
+    from training.export import network_from_model
+
+    network = network_from_model(model).to(getattr(torch, dtype))
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.from_numpy(images).to(getattr(torch, dtype))).numpy()
+
+    return embed
+
+
+def read_images(data: Path, count: int) -> list[np.ndarray]:
+    """Return so many scenes and frames, both spread evenly over their files; RGB."""
+    import cv2
+
+    frames = sorted((data / 'seneca' / 'queries').glob('*.*'))
+    scenes = sorted((data / 'rsscn7').glob('*/*.jpg'))
+    files = [
+        group[k] for group in (scenes, frames) if group for k in spread(len(group), count // 2)
+    ]
+    if not files:
+        raise SystemExit(f'error: {data} holds neither rsscn7 nor seneca; give --data')
+    return [cv2.imread(str(file))[..., ::-1] for file in files]
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Return at most `count` indices, evenly over `length`."""
+    return sorted({int(k) for k in np.linspace(0, length - 1, min(count, length))})
+
+
+def embed_all(embed: Embed, inputs: np.ndarray) -> np.ndarray:
+    """Embed in small batches; rows of unit length, float64."""
+    rows = [embed(inputs[k : k + BATCH]) for k in range(0, len(inputs), BATCH)]
+    together = np.concatenate(rows).astype(np.float64)
+    return together / np.linalg.norm(together, axis=1, keepdims=True)
+
+
+def compare(name: str, path: Path, images: list[np.ndarray], lce: Path | None) -> list[dict]:
+    """Embed all images in every runtime; one row of figures each."""
+    from bicrossnet_ros.engine.model_file import read_model
+    from bicrossnet_ros.preprocess import prepare
+
+    preprocessing = read_model(path).metadata.preprocessing
+    inputs = np.concatenate([prepare(image[None], preprocessing) for image in images])
+    rows, reference = [], None
+    for runtime, embed in runtimes(path, lce).items():
+        print(f'{name}: {runtime}, {len(inputs)} images', file=sys.stderr, flush=True)
+        embeddings = embed_all(embed, inputs)
+        if reference is None:
+            reference = embeddings
+            others = (reference @ reference.T)[~np.eye(len(reference), dtype=bool)]
+            rows.append({'network': name, 'runtime': 'other image', **quantiles(others)})
+            continue
+        cosines = (embeddings * reference).sum(axis=1)
+        nearest = (reference @ embeddings.T).argmax(axis=0) == np.arange(len(reference))
+        rows.append(
+            {
+                'network': name,
+                'runtime': runtime,
+                **quantiles(cosines),
+                'identified': float(nearest.mean()),
+            }
+        )
+    return rows
+
+
+def quantiles(cosines: np.ndarray) -> dict[str, float]:
+    """Return the figures of a distribution."""
+    lowest, percent, median = np.quantile(cosines, (0, 0.01, 0.5))
+    return {'min': float(lowest), 'percent_1': float(percent), 'median': float(median)}
+
+
+def recall(path: Path, data: Path, out: Path, lce: Path | None) -> list[dict]:
+    """Measure retrieval on Seneca for the engine, ONNX Runtime and, where given, Larq."""
+    from bicrossnet_ros.engine import native
+
+    ways = [(f'native {name}', name, path) for name in native.backends()[:1]]
+    ways.append(('ONNX Runtime', 'onnxruntime', path))
+    if lce is not None:
+        ways.append(('Larq', '', lce / f'{path.stem}.tflite'))
+    rows = []
+    for runtime, backend, file in ways:
+        with forced(backend):
+            options = ('--no-registration',)
+            rows += seneca.measure(runtime, file, data, out / runtime, replay_options=options)
+    return rows
+
+
+@contextmanager
+def forced(backend: str):
+    """Let the processes that are started meanwhile use one back end; '' leaves them the choice."""
+    before = os.environ.pop('BICROSSNET_BACKEND', None)
+    if backend:
+        os.environ['BICROSSNET_BACKEND'] = backend
+    try:
+        yield
+    finally:
+        os.environ.pop('BICROSSNET_BACKEND', None)
+        if before is not None:
+            os.environ['BICROSSNET_BACKEND'] = before
+
+
+def agreement_table(rows: list[dict]) -> str:
+    """Format the distributions as Markdown."""
+    lines = [
+        '| network | runtime | min | 1 % | median | identified |',
+        '|---|---|---|---|---|---|',
+    ]
+    for row in rows:
+        identified = f'{row["identified"]:.1%}' if 'identified' in row else ''
+        lines.append(
+            f'| {row["network"]} | {row["runtime"]} | {row["min"]:.5f} | {row["percent_1"]:.5f} '
+            f'| {row["median"]:.6f} | {identified} |'
+        )
+    return '\n'.join(lines)
+
+
+def recall_table(rows: list[dict], frames: int) -> str:
+    """Format the recall as Markdown, in frames."""
+    lines = ['| runtime | heading | R@1 | R@5 | R@20 |', '|---|---|---|---|---|']
+    for row in rows:
+        cells = [f'{row[f"recall_at_{k}"] * frames:.0f} / {frames}' for k in (1, 5, 20)]
+        lines.append(f'| {row["model"]} | {row["heading"]} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    """Run both comparisons and print the tables; `agreement.json` in --out holds the same."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--data', type=Path, default=seneca.REPOSITORY.parent / 'shared' / 'data')
+    add('--out', type=Path, default=seneca.REPOSITORY / 'out' / 'bench' / 'agreement')
+    add('--images', type=int, default=240, help='images for the shipped network; a third for tiny')
+    add('--lce', type=Path, metavar='DIR', help='folder with NAME.tflite of both networks')
+    add('--skip-recall', action='store_true', help='only the first table')
+    arguments = parser.parse_args()
+    out, data = arguments.out.resolve(), arguments.data.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    models = networks(out)
+    counts = (arguments.images, arguments.images // 3)
+    agreement = [
+        row
+        for (name, path), count in zip(models.items(), counts, strict=True)
+        for row in compare(name, path, read_images(data, count), arguments.lce)
+    ]
+    print(agreement_table(agreement), flush=True)
+    recalls = []
+    if not arguments.skip_recall:
+        shipped = next(iter(models.values()))
+        recalls = recall(shipped, data / 'seneca', out, arguments.lce)
+        frames = len(list((data / 'seneca' / 'queries').iterdir()))
+        print('\n' + recall_table(recalls, frames))
+    results = {'agreement': agreement, 'recall': recalls}
+    (out / 'agreement.json').write_text(json.dumps(results, indent=2), encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
