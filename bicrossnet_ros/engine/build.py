@@ -71,7 +71,6 @@ _BACKENDS = {
         _Backend('neon_dot', ('-march=armv8.2-a+dotprod',), 'arm_neon.h'),
     ),
 }
-_OTHER_NAMES = {'amd64': 'x86_64', 'arm64': 'aarch64'}
 
 _log = logging.getLogger(__name__)
 
@@ -168,9 +167,11 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def target_architecture(compiler: Sequence[str]) -> str:
-    """Return what a compiler compiles for: 'x86_64', 'aarch64' or another name."""
-    name = _run((*compiler, '-dumpmachine')).strip().split('-')[0].lower()
-    return _OTHER_NAMES.get(name, name)
+    """Return what a compiler compiles for: 'x86_64', 'aarch64' or 'other'."""
+    # Not -dumpmachine: that disregards flags such as -m32, and zig's compiler fails at it.
+    macros = _run((*compiler, '-dM', '-E', '-x', 'c++', os.devnull))
+    found = (name for name in _BACKENDS if f'#define __{name}__ ' in macros)
+    return next(found, 'other')
 
 
 def is_stale(library: Path) -> bool:
@@ -182,8 +183,12 @@ def is_stale(library: Path) -> bool:
         A library that exists.
     """
     built = library.stat().st_mtime_ns
-    sources = [*SOURCE_FOLDER.glob('*.cpp'), *SOURCE_FOLDER.glob('*.h')]
-    return any(path.stat().st_mtime_ns > built for path in sources)
+    return any(path.stat().st_mtime_ns > built for path in source_files())
+
+
+def source_files() -> list[Path]:
+    """Return all sources and headers, for every machine; empty in an installed package."""
+    return sorted(path for pattern in ('*.cpp', '*.h') for path in SOURCE_FOLDER.glob(pattern))
 
 
 def _sources_with_flags(compiler: tuple[str, ...]) -> dict[Path, tuple[str, ...]]:

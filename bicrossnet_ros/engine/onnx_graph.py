@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bicrossnet_ros.engine.architecture import BATCH_NORM_EPSILON, Unit, make_blocks
+from bicrossnet_ros.engine.architecture import Unit, make_blocks
+from bicrossnet_ros.engine.folding import fold_norm
 from bicrossnet_ros.engine.model_file import METADATA_KEY, Model, read_model
 from bicrossnet_ros.errors import BiCrossNetError
 
@@ -56,13 +57,9 @@ class _Graph:
 
     def norm(self, x: str, prefix: str) -> tuple[str, str]:
         """BatchNorm of `x` as names of its (multiplied value, constant still to be added)."""
-        weight, bias, mean, var = (
-            self.tensors[f'{prefix}.{part}'].astype(np.float64)
-            for part in ('weight', 'bias', 'running_mean', 'running_var')
-        )
-        gain = weight / np.sqrt(var + BATCH_NORM_EPSILON)
+        gain, offset = fold_norm(self.tensors, prefix)
         gained = self.node('Mul', [x, self.channelwise(f'{prefix}.gain', gain)], f'{prefix}/mul')
-        return gained, self.channelwise(f'{prefix}.offset', bias - mean * gain)
+        return gained, self.channelwise(f'{prefix}.offset', offset)
 
     def prelu(self, x: str, name: str) -> str:
         slope = self.channelwise(f'{name}.weight', self.tensors[f'{name}.weight'])

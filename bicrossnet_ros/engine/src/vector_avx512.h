@@ -1,7 +1,8 @@
 // Sixteen floats in an AVX-512 register; see vector_scalar.h for what the members mean.
 #pragma once
 
-#include <immintrin.h>
+#include "intrinsics_avx512.h"
+
 #include <stdint.h>
 
 namespace bicrossnet {

@@ -1,0 +1,86 @@
+#include "team.h"
+
+#include <sched.h>
+
+namespace bicrossnet {
+namespace {
+
+constexpr int kSpinsBeforeYield = 2000;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Team::Team(int threads) : size_(threads) {
+  try {
+    for (int member = 1; member < threads; ++member) {
+      threads_.emplace_back([this, member] { work(member); });
+    }
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+Team::~Team() { stop(); }
+
+void Team::stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::start(Call call, void* function) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    call_ = call;
+    function_ = function;
+    ++calls_;
+  }
+  wake_.notify_all();
+}
+
+void Team::work(int member) {
+  uint64_t seen = 0;
+  while (true) {
+    Call call;
+    void* function;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return stopping_ || calls_ != seen; });
+      if (stopping_) return;
+      // At most one ahead: a call ends only when all members have come to its last barrier.
+      seen = calls_;
+      call = call_;
+      function = function_;
+    }
+    call(function, member);
+    wait_for_all();
+  }
+}
+
+// The last to arrive resets what the phase used and lets the others go.
+void Team::wait_for_all() {
+  const uint32_t phase = phase_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    next_task_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    if (spins < kSpinsBeforeYield) pause();
+    else sched_yield();
+  }
+}
+
+}  // namespace bicrossnet

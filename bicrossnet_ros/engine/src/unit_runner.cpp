@@ -1,0 +1,188 @@
+#include "unit_runner.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace bicrossnet {
+namespace {
+
+constexpr int kTasksPerMember = 4;    // so that members that are late or slow take fewer
+constexpr int kFewestChannels = 64;   // of a task: below, gathering the rows again costs too much
+constexpr int kHiddenOfTask = 32, kGatesOfTask = 256;
+
+int rounded_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Channels of one task of a convolution: all of them where the chunks alone keep the team busy.
+int channels_of_task(const Convolution& convolution, int chunks, int team) {
+  const int channels = convolution.shape().channels_out;
+  if (team == 1 || chunks >= kTasksPerMember * team) return channels;
+  const int tile = convolution.channel_tile();
+  const int step = tile % 8 == 0 ? tile : 8 * tile;  // signs and passes go by eight channels
+  const int groups = (kTasksPerMember * team + chunks - 1) / chunks;
+  const int wanted = std::max(kFewestChannels, (channels + groups - 1) / groups);
+  return std::min(channels, rounded_up(wanted, step));
+}
+
+}  // namespace
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+MapOutput Map::output(int chunk, int channel, const std::vector<const float*>& thresholds) const {
+  MapOutput output = {};
+  output.map = values + channel;
+  output.stride = channels;
+  output.sums = sums + static_cast<std::size_t>(chunk) * channels + channel;
+  output.sign_count = static_cast<int>(thresholds.size());
+  for (std::size_t i = 0; i < thresholds.size(); ++i) {
+    output.thresholds[i] = thresholds[i];
+    output.signs[i] = signs[i] + channel / 8;
+  }
+  output.sign_stride = channels / 8;
+  return output;
+}
+
+void RunnerSizes::include(const Unit& unit, int in_pixels, int out_pixels) {
+  const std::size_t width = unit.channels;
+  dots = std::max(dots, out_pixels * width);
+  sums = std::max(sums, chunk_count(in_pixels) * width);
+  scratch = std::max(scratch, unit.convolution.scratch_bytes());
+  channels = std::max(channels, unit.channels);
+}
+
+UnitRunner::UnitRunner(const Backend& backend, Team& team, const RunnerSizes& sizes)
+    : backend_(backend), team_(team), dots_(sizes.dots), sums_(sizes.sums),
+      mixed_(sizes.channels), mean_(sizes.channels), hidden_(sizes.channels),
+      gate_(sizes.channels), scratch_bytes_(rounded_up(static_cast<int>(sizes.scratch), 64)),
+      scratch_(scratch_bytes_ * team.size()) {}
+
+std::size_t UnitRunner::bytes() const {
+  return dots_.bytes() + sums_.bytes() + scratch_.bytes() + mixed_.bytes() + mean_.bytes() +
+         hidden_.bytes() + gate_.bytes();
+}
+
+void UnitRunner::run(const Unit& unit, const Map& input, int reader, const Map& output,
+                     int channel, const std::vector<const float*>& thresholds, int member,
+                     UnitTimes* times) {
+  const bool measure = times && member == 0;
+  convolve(unit, input, reader, output, member);
+  if (measure) times->convolution = now_ns();
+  compute_gate(unit, input, output);
+  if (measure) times->gate = now_ns();
+  finish(unit, input, output, channel, thresholds);
+  if (measure) times->finish = now_ns();
+}
+
+void UnitRunner::convolve(const Unit& unit, const Map& input, int reader, const Map& output,
+                          int member) {
+  const int chunks = output.chunks();
+  const int width = channels_of_task(unit.convolution, chunks, team_.size());
+  const int groups = (unit.channels + width - 1) / width;
+  team_.share(chunks * groups, [&](int task) {
+    const int chunk = task / groups, begin = task % groups * width;
+    ConvolutionTask work = {};
+    work.signs = input.signs[reader];
+    work.height = input.height;
+    work.width = input.width;
+    work.pixel_begin = chunk * kChunkPixels;
+    work.pixel_end = std::min(work.pixel_begin + kChunkPixels, output.pixels());
+    work.channel_begin = begin;
+    work.channel_end = std::min(begin + width, unit.channels);
+    work.dots = dots_.data();
+    work.scratch = scratch_.data() + member * scratch_bytes_;
+    unit.convolution.run(work);
+
+    ActivatedSumArguments sum = {};
+    sum.dots = dots_.data() + static_cast<std::size_t>(work.pixel_begin) * unit.channels;
+    sum.dot_stride = unit.channels;
+    sum.pixels = work.pixel_end - work.pixel_begin;
+    sum.channel_begin = work.channel_begin;
+    sum.channel_end = work.channel_end;
+    sum.gain = unit.gain1.data();
+    sum.offset = unit.offset1.data();
+    sum.slope = unit.slope.data();
+    sum.sums = sums_.data() + static_cast<std::size_t>(chunk) * unit.channels;
+    backend_.passes.sum_activated(sum);
+  });
+}
+
+void mean_of_chunks(const float* sums, int chunks, int channels, int pixels, float* mean) {
+  std::copy(sums, sums + channels, mean);
+  for (int chunk = 1; chunk < chunks; ++chunk) {
+    sums += channels;
+    for (int c = 0; c < channels; ++c) mean[c] += sums[c];
+  }
+  const float scale = 1.0f / static_cast<float>(pixels);
+  for (int c = 0; c < channels; ++c) mean[c] *= scale;
+}
+
+// The squeeze-excite sees mix * input + (1 - mix) * output, of which it needs the mean alone: no
+// pass over a map. An input that is pooled for the shortcut has the mean of its pooled map.
+void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& output) {
+  const int channels = unit.channels, hidden = unit.hidden();
+  team_.share(1, [&](int) {
+    float* mixed = mixed_.data();
+    mean_of_chunks(sums_.data(), output.chunks(), channels, output.pixels(), mixed);
+    mean_of_chunks(input.sums, input.chunks(), channels, input.pixels(), mean_.data());
+    for (int c = 0; c < channels; ++c) mixed[c] += unit.mix[c] * (mean_[c] - mixed[c]);
+  });
+  LinearArguments reduce = {};
+  reduce.inputs = mixed_.data();
+  reduce.input_count = channels;
+  reduce.weight = unit.reduce_weight.data();
+  reduce.bias = unit.reduce_bias.data();
+  reduce.output_count = hidden;
+  reduce.outputs = hidden_.data();
+  team_.share((hidden + kHiddenOfTask - 1) / kHiddenOfTask, [&](int task) {
+    LinearArguments part = reduce;
+    part.begin = task * kHiddenOfTask;
+    part.end = std::min(part.begin + kHiddenOfTask, hidden);
+    backend_.passes.linear(part);
+    for (int i = part.begin; i < part.end; ++i) hidden_[i] = std::max(hidden_[i], 0.0f);
+  });
+  LinearArguments expand = {};
+  expand.inputs = hidden_.data();
+  expand.input_count = hidden;
+  expand.weight = unit.expand_weight.data();
+  expand.bias = unit.expand_bias.data();
+  expand.output_count = channels;
+  expand.outputs = gate_.data();
+  team_.share((channels + kGatesOfTask - 1) / kGatesOfTask, [&](int task) {
+    LinearArguments part = expand;
+    part.begin = task * kGatesOfTask;
+    part.end = std::min(part.begin + kGatesOfTask, channels);
+    backend_.passes.linear(part);
+    backend_.passes.gate(gate_.data() + part.begin, unit.gain2.data() + part.begin,
+                         part.end - part.begin);
+  });
+}
+
+void UnitRunner::finish(const Unit& unit, const Map& input, const Map& output, int channel,
+                        const std::vector<const float*>& thresholds) {
+  FinishArguments all = {};
+  all.dots = dots_.data();
+  all.dot_stride = unit.channels;
+  all.x = input.values;
+  all.x_stride = input.channels;
+  all.x_width = input.width;
+  all.stride = unit.stride;
+  all.channels = unit.channels;
+  all.gain = unit.gain1.data();
+  all.offset = unit.offset1.data();
+  all.slope = unit.slope.data();
+  all.gate = gate_.data();
+  all.offset2 = unit.offset2.data();
+  all.residual_slope = unit.residual_slope.data();
+  team_.share(output.chunks(), [&](int chunk) {
+    FinishArguments part = all;
+    part.pixel_begin = chunk * kChunkPixels;
+    part.pixel_end = std::min(part.pixel_begin + kChunkPixels, output.pixels());
+    part.output = output.output(chunk, channel, thresholds);
+    backend_.passes.finish(part);
+  });
+}
+
+}  // namespace bicrossnet
