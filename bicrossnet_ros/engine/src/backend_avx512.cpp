@@ -3,12 +3,12 @@
 
 #include "cpu_x86.h"
 #include "passes.h"
-#include "product_scalar.h"
+#include "product_avx512.h"
 #include "vector_avx512.h"
 
 namespace bicrossnet {
 
-const Backend avx512_backend = {"avx512", cpu_runs_avx512, kScalarProduct,
+const Backend avx512_backend = {"avx512", cpu_runs_avx512, kAvx512Product,
                                 make_passes<Avx512Vector>()};
 
 }  // namespace bicrossnet
