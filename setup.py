@@ -1,10 +1,21 @@
 """Metadata of the package for pip and for colcon alike (it stands here, not in pyproject.toml:
 the setuptools of ROS 2 Humble cannot read a [project] table)."""
 
+import importlib.util
+import os
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel  # since 70.1
+except ImportError:
+    try:
+        from wheel.bdist_wheel import bdist_wheel
+    except ImportError:  # neither is needed to install with colcon on Humble
+        bdist_wheel = None
 
 NAME = 'bicrossnet_ros'
 HERE = Path(__file__).resolve().parent
@@ -12,6 +23,64 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.search(
     r"^__version__ = '([^']+)'", (HERE / NAME / '__init__.py').read_text(encoding='utf-8'), re.M
 ).group(1)
+
+
+def load(path: Path):
+    """The module in a file, without its package: what that imports is not installed yet."""
+    spec = importlib.util.spec_from_file_location(f'_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+engine = load(HERE / NAME / 'engine' / 'build.py')
+ENGINE = f'{NAME}.engine.{Path(engine.LIBRARY_NAME).stem}'
+
+
+class BuildEngine(build_ext):
+    """Compiles the native engine: a plain shared library, the same for every Python.
+
+    Without a compiler the package is whole without it: networks then run on ONNX Runtime.
+    BICROSSNET_REQUIRE_ENGINE=1 makes that an error, for those who build packages for others.
+    """
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split('.'))) + Path(engine.LIBRARY_NAME).suffix
+
+    def run(self) -> None:
+        library = Path(self.get_ext_fullpath(ENGINE))  # in the source tree if installed in place
+        try:
+            engine.build_library(library, objects=Path(self.build_temp))
+        except engine.BuildError as error:
+            if os.environ.get('BICROSSNET_REQUIRE_ENGINE', '0') != '0':
+                raise SystemExit(f'error: the native engine is not built: {error}') from error
+            self.warn(
+                f'the native engine is NOT built, and {NAME} is installed without it: networks '
+                f'will run on ONNX Runtime, many times slower. The reason: {error}'
+            )
+            library.unlink(missing_ok=True)  # one of an earlier build is not of these sources
+            self.extensions = self.distribution.ext_modules = []
+
+
+commands = {'build_ext': BuildEngine}
+if bdist_wheel:
+
+    class PlainWheel(bdist_wheel):
+        """A wheel with the engine is for every Python 3 of one platform, one without for all."""
+
+        @property
+        def root_is_pure(self) -> bool:
+            return not self.distribution.has_ext_modules()  # known only when the engine was tried
+
+        @root_is_pure.setter
+        def root_is_pure(self, _: bool) -> None:
+            """What was decided before the build does not count."""
+
+        def get_tag(self) -> tuple:
+            tag = super().get_tag()
+            return tag if self.root_is_pure else ('py3', 'none', tag[2])
+
+    commands['bdist_wheel'] = PlainWheel
 
 
 def shared(folder: str, pattern: str, *, to: str = '') -> tuple:
@@ -54,6 +123,10 @@ setup(
         NAME: ['py.typed', 'models/*.safetensors', 'models/*.json'],
         'gallery_builder': ['py.typed'],
     },
+    ext_modules=[
+        Extension(ENGINE, [str(path.relative_to(HERE)) for path in engine.source_files()])
+    ],
+    cmdclass=commands,
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
         (f'share/{NAME}', ['package.xml']),

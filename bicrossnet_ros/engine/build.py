@@ -36,6 +36,8 @@ COMMON_FLAGS = (
     # All back ends round alike: no compiler may fuse a product and a sum.
     '-ffp-contract=off',
 )
+# Nothing but the C interface leaves the library, not even a C++ library that was linked in.
+LINK_FLAGS = ('-shared', '-pthread', f'-Wl,--version-script={SOURCE_FOLDER / "exports.map"}')
 SANITIZER_FLAGS = ('-fno-sanitize-recover=all', '-fno-omit-frame-pointer', '-g', '-O1')
 
 
@@ -127,17 +129,10 @@ def build_library(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(compile_one, sources.keys(), sources.values()))
     partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
+    strip = () if '-g' in extra_flags else ('-Wl,--strip-debug',)  # names stay, for profilers
     try:
         _run(
-            (
-                *command,
-                '-shared',
-                '-pthread',
-                *map(str, compiled),
-                '-o',
-                str(partial),
-                *extra_flags,
-            )
+            (*command, *map(str, compiled), '-o', str(partial), *LINK_FLAGS, *strip, *extra_flags)
         )
         partial.replace(out)
     finally:
@@ -188,7 +183,9 @@ def is_stale(library: Path) -> bool:
 
 def source_files() -> list[Path]:
     """Return all sources and headers, for every machine; empty in an installed package."""
-    return sorted(path for pattern in ('*.cpp', '*.h') for path in SOURCE_FOLDER.glob(pattern))
+    return sorted(
+        path for pattern in ('*.cpp', '*.h', '*.map') for path in SOURCE_FOLDER.glob(pattern)
+    )
 
 
 def _sources_with_flags(compiler: tuple[str, ...]) -> dict[Path, tuple[str, ...]]:
