@@ -23,7 +23,7 @@ using Words = __m512i;  // 16 words of 32 bits
 
 constexpr int kTileChannels = 32;
 constexpr int kTileVectors = 2;
-constexpr int kGroupPixels = 6;
+constexpr int kGroupPixels = 4;
 constexpr size_t kWordBytes = 4;
 constexpr size_t kTileWordBytes = kTileChannels * kWordBytes;
 
@@ -121,56 +121,49 @@ inline void store_dots(const TileAvx512& tile, int pixel, Words mismatches0, Wor
   else _mm512_mask_storeu_epi16(to, tile.channels, dots);
 }
 
-// Counts by twos; see the top.
-struct TwosCounter {
-  Words odd, twos;
-
-  void add(Words a_xor_b, Words w_xor_v, Words x) {
-    const Words sum = _mm512_ternarylogic_epi32(odd, a_xor_b, w_xor_v, 0x96);
-    // The carry of o + x + y, given their sum: o where o equals x, else the opposite of the sum.
-    const Words carry = _mm512_ternarylogic_epi32(x, sum, odd, 0xb2);
-    twos = _mm512_add_epi32(twos, _mm512_popcnt_epi32(carry));
-    odd = sum;
-  }
-
-  Words total() const {
-    return _mm512_add_epi32(_mm512_add_epi32(twos, twos), _mm512_popcnt_epi32(odd));
-  }
-};
-
+// Counts by twos, a group of pixels at a time; see the top.
 template <int kPixels>
 void multiply_by_twos(const TileAvx512& tile, int pixel) {
-  TwosCounter counters[kPixels][kTileVectors];
   const uint8_t* row = tile.rows + pixel * tile.row_stride;
   const uint8_t* weights = tile.weights;
-  size_t i = 0;
+  Words odd[kPixels][kTileVectors], twos[kPixels][kTileVectors];
+  const bool has_first = tile.words % 2 == 1;
   for (int p = 0; p < kPixels; ++p) {
     for (int v = 0; v < kTileVectors; ++v) {
-      counters[p][v].odd = counters[p][v].twos = _mm512_setzero_si512();
+      const Words first =
+          _mm512_xor_si512(broadcast(row + p * tile.row_stride), load_words(weights + 64 * v));
+      odd[p][v] = has_first ? first : _mm512_setzero_si512();
+      twos[p][v] = _mm512_setzero_si512();
     }
   }
-  if (tile.words % 2 == 1) {
+  row += has_first ? kWordBytes : 0;
+  weights += has_first ? kTileWordBytes : 0;
+  for (size_t pairs = tile.words / 2; pairs > 0; --pairs) {
+    const Words w0 = load_words(weights), w1 = load_words(weights + 64);
+    const Words joined0 = load_words(weights + 128), joined1 = load_words(weights + 192);
     for (int p = 0; p < kPixels; ++p) {
+      const uint8_t* pair = row + p * tile.row_stride;
       for (int v = 0; v < kTileVectors; ++v) {
-        counters[p][v].odd =
-            _mm512_xor_si512(broadcast(row + p * tile.row_stride), load_words(weights + 64 * v));
+        const Words x = _mm512_xor_si512(v == 0 ? w0 : w1, broadcast(pair));
+        const Words sum = _mm512_ternarylogic_epi32(
+            broadcast(pair + kWordBytes), v == 0 ? joined0 : joined1, odd[p][v], 0x96);
+        // The carry of odd + x + y, given their sum: odd where it equals x, else the opposite of
+        // the sum.
+        const Words carry = _mm512_ternarylogic_epi32(x, sum, odd[p][v], 0xb2);
+        twos[p][v] = _mm512_add_epi32(twos[p][v], _mm512_popcnt_epi32(carry));
+        odd[p][v] = sum;
       }
     }
-    i = 1;
-    weights += kTileWordBytes;
-  }
-  for (; i < tile.words; i += 2, weights += 2 * kTileWordBytes) {
-    for (int p = 0; p < kPixels; ++p) {
-      const uint8_t* pair = row + p * tile.row_stride + i * kWordBytes;
-      for (int v = 0; v < kTileVectors; ++v) {
-        const Words x = _mm512_xor_si512(broadcast(pair), load_words(weights + 64 * v));
-        counters[p][v].add(broadcast(pair + kWordBytes),
-                           load_words(weights + kTileWordBytes + 64 * v), x);
-      }
-    }
+    row += 2 * kWordBytes;
+    weights += 2 * kTileWordBytes;
   }
   for (int p = 0; p < kPixels; ++p) {
-    store_dots(tile, pixel + p, counters[p][0].total(), counters[p][1].total());
+    Words mismatches[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) {
+      mismatches[v] = _mm512_add_epi32(_mm512_add_epi32(twos[p][v], twos[p][v]),
+                                       _mm512_popcnt_epi32(odd[p][v]));
+    }
+    store_dots(tile, pixel + p, mismatches[0], mismatches[1]);
   }
 }
 
@@ -178,8 +171,7 @@ using GroupKernel = void (*)(const TileAvx512&, int);
 
 inline void multiply_tile_by_twos(const TileAvx512& tile, int pixels) {
   constexpr GroupKernel kernels[] = {nullptr, multiply_by_twos<1>, multiply_by_twos<2>,
-                                     multiply_by_twos<3>, multiply_by_twos<4>,
-                                     multiply_by_twos<5>, multiply_by_twos<6>};
+                                     multiply_by_twos<3>, multiply_by_twos<4>};
   // Groups of nearly the same size, so that none is left with one pixel.
   for (int p = 0, groups = (pixels + kGroupPixels - 1) / kGroupPixels; groups > 0; --groups) {
     const int size = (pixels - p + groups - 1) / groups;
