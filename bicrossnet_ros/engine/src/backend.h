@@ -99,16 +99,18 @@ struct FinishArguments {
   MapOutput output;             // map may be x itself (stride 1)
 };
 
+// Outputs whose weights lie together; vectors are at most as wide.
+constexpr int kLinearBlock = 16;
+
 // outputs[j] for j in [begin, end): ((s0 + s1) + (s2 + s3)) + bias[j], where sk runs over the inputs
-// i = k, k + 4, ... in order: sk += weight[i][j] * inputs[i].
+// i = k, k + 4, ... in order: sk += weight of (i, j) * inputs[i].
 struct LinearArguments {
   const float* inputs;
   int input_count;
-  const float* weight;  // [input_count][output_count]
-  const float* bias;
-  int output_count;
-  int begin, end;
-  float* outputs;
+  const float* weight;  // [blocks of kLinearBlock outputs][input_count][kLinearBlock]
+  const float* bias;    // as long as `outputs`
+  int begin, end;       // multiples of kLinearBlock
+  float* outputs;       // rounded up to whole blocks
 };
 
 struct Passes {

@@ -22,6 +22,20 @@ Buffer<float> transposed(const float* from, int rows, int columns) {
   return to;
 }
 
+// weight: [outputs][inputs]; see LinearArguments.
+Linear make_linear(const float* weight, const float* bias, int outputs, int inputs) {
+  const int padded = (outputs + kLinearBlock - 1) / kLinearBlock * kLinearBlock;
+  Linear linear = {inputs, padded, Buffer<float>(static_cast<std::size_t>(padded) * inputs),
+                   Buffer<float>(padded)};
+  for (int j = 0; j < outputs; ++j) {
+    float* block = linear.weight.data() + static_cast<std::size_t>(j / kLinearBlock) * inputs *
+                                              kLinearBlock;
+    for (int i = 0; i < inputs; ++i) block[i * kLinearBlock + j % kLinearBlock] = *weight++;
+    linear.bias[j] = bias[j];
+  }
+  return linear;
+}
+
 Convolution make_convolution(const bcn_unit& u, const Backend& backend) {
   if (!u.bits) throw std::invalid_argument("bits is missing");
   return Convolution({u.channels, u.channels, u.kernel, u.stride}, u.bits, backend);
@@ -43,17 +57,17 @@ Unit::Unit(const bcn_unit& u, const Backend& backend)
   gain2 = per_channel(u.gain2, "gain2");
   offset2 = per_channel(u.offset2, "offset2");
   if (u.elementwise) residual_slope = per_channel(u.residual_slope, "residual_slope");
-  reduce_weight = transposed(required(u.reduce_weight, "reduce_weight"), hidden(), channels);
-  reduce_bias = copy_of(required(u.reduce_bias, "reduce_bias"), hidden());
-  expand_weight = transposed(required(u.expand_weight, "expand_weight"), channels, hidden());
-  expand_bias = per_channel(u.expand_bias, "expand_bias");
+  reduce = make_linear(required(u.reduce_weight, "reduce_weight"),
+                       required(u.reduce_bias, "reduce_bias"), channels / kReduction, channels);
+  expand = make_linear(required(u.expand_weight, "expand_weight"),
+                       required(u.expand_bias, "expand_bias"), channels, channels / kReduction);
 }
 
 std::size_t Unit::bytes() const {
   std::size_t sum = convolution.bytes();
   for (const Buffer<float>* buffer :
        {&threshold, &gain1, &offset1, &slope, &mix, &gain2, &offset2, &residual_slope,
-        &reduce_weight, &reduce_bias, &expand_weight, &expand_bias}) {
+        &reduce.weight, &reduce.bias, &expand.weight, &expand.bias}) {
     sum += buffer->bytes();
   }
   return sum;

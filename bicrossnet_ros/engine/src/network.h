@@ -10,8 +10,14 @@
 
 namespace bicrossnet {
 
-// Number of inputs of a unit over that of the hidden layer of its squeeze-excite.
+// Channels of a unit over those of the hidden layer of its squeeze-excite.
 constexpr int kReduction = 8;
+
+// A matrix and a bias, as Passes::linear takes them.
+struct Linear {
+  int inputs, outputs;  // outputs: rounded up to whole blocks
+  Buffer<float> weight, bias;
+};
 
 struct Unit {
   Unit(const bcn_unit& description, const Backend& backend);
@@ -22,12 +28,7 @@ struct Unit {
   Convolution convolution;
   Buffer<float> threshold, gain1, offset1, slope, mix, gain2, offset2;
   Buffer<float> residual_slope;  // empty: not elementwise
-  Buffer<float> reduce_weight;   // [channels][hidden]
-  Buffer<float> reduce_bias;
-  Buffer<float> expand_weight;   // [hidden][channels]
-  Buffer<float> expand_bias;
-
-  int hidden() const { return channels / kReduction; }
+  Linear reduce, expand;         // the two of the squeeze-excite
 };
 
 // A 3x3 unit, then one 1x1 unit or two side by side.

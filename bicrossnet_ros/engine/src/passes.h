@@ -58,6 +58,26 @@ struct Lanes {
   }
 };
 
+// V with blocks half as wide.
+template <class V>
+struct Half : V {
+  static constexpr int block = V::block / 2;
+};
+
+// Calls function(V(), channel) for the blocks of [begin, end); what is left over after whole blocks
+// goes by narrower ones.
+template <class V, class Function>
+void for_blocks(int begin, int end, Function function) {
+  int channel = begin;
+  for (; channel + V::block <= end; channel += V::block) function(V(), channel);
+  if constexpr (V::width > 1) {
+    constexpr bool halves = V::block / 2 >= V::width && V::block / 2 >= 8;
+    if (channel == end) return;
+    if constexpr (halves) for_blocks<Half<V>>(channel, end, function);
+    else for_blocks<ScalarVector>(channel, end, function);
+  }
+}
+
 // One block of channels of a MapOutput.
 template <class V, int kSigns>
 class BlockWriter {
@@ -135,13 +155,9 @@ void finish_block(const FinishArguments& a, int channel) {
 
 template <class V, bool kElementwise, int kStride, int kSigns>
 void finish_channels(const FinishArguments& a) {
-  int channel = 0;
-  for (; channel + V::block <= a.channels; channel += V::block) {
-    finish_block<V, kElementwise, kStride, kSigns>(a, channel);
-  }
-  for (; channel < a.channels; channel += ScalarVector::block) {
-    finish_block<ScalarVector, kElementwise, kStride, kSigns>(a, channel);
-  }
+  for_blocks<V>(0, a.channels, [&](auto vector, int channel) {
+    finish_block<decltype(vector), kElementwise, kStride, kSigns>(a, channel);
+  });
 }
 
 template <class V, bool kElementwise, int kStride>
@@ -176,13 +192,9 @@ void sum_activated_block(const ActivatedSumArguments& a, int channel) {
 
 template <class V>
 void sum_activated(const ActivatedSumArguments& a) {
-  int channel = a.channel_begin;
-  for (; channel + V::block <= a.channel_end; channel += V::block) {
-    sum_activated_block<V>(a, channel);
-  }
-  for (; channel < a.channel_end; channel += ScalarVector::block) {
-    sum_activated_block<ScalarVector>(a, channel);
-  }
+  for_blocks<V>(a.channel_begin, a.channel_end, [&](auto vector, int channel) {
+    sum_activated_block<decltype(vector)>(a, channel);
+  });
 }
 
 template <class V>
@@ -199,13 +211,10 @@ void sum_map(const float* x, int channels, int pixel_begin, int pixel_end, const
              float* sums) {
   x += static_cast<size_t>(pixel_begin) * channels;
   const int pixels = pixel_end - pixel_begin;
-  int channel = 0;
-  for (; channel + V::block <= channels; channel += V::block) {
-    sum_map_block<V>(x + channel, channels, pixels, slope + channel, sums + channel);
-  }
-  for (; channel < channels; channel += ScalarVector::block) {
-    sum_map_block<ScalarVector>(x + channel, channels, pixels, slope + channel, sums + channel);
-  }
+  for_blocks<V>(0, channels, [&](auto vector, int channel) {
+    sum_map_block<decltype(vector)>(x + channel, channels, pixels, slope + channel,
+                                    sums + channel);
+  });
 }
 
 template <class V, int kSigns>
@@ -220,33 +229,37 @@ void copy_block(const float* x, int channels, int channel, int pixel_begin, int 
 
 template <class V>
 void copy(const float* x, int channels, int pixel_begin, int pixel_end, const MapOutput& output) {
-  int channel = 0;
-  for (; channel + V::block <= channels; channel += V::block) {
-    copy_block<V, 1>(x, channels, channel, pixel_begin, pixel_end, output);
-  }
-  for (; channel < channels; channel += ScalarVector::block) {
-    copy_block<ScalarVector, 1>(x, channels, channel, pixel_begin, pixel_end, output);
-  }
+  for_blocks<V>(0, channels, [&](auto vector, int channel) {
+    copy_block<decltype(vector), 1>(x, channels, channel, pixel_begin, pixel_end, output);
+  });
 }
 
 // ---- Stem: 3x3, stride 2, three channels in; taps outside the image count as 0
 
 constexpr int kTaps = 27;
 
+// What one tap sees from `count` pixels of one output row on, the first at column `column`.
+inline void gather_tap(const float* line, int column, int shift, int count, float* taps) {
+  int i = 0;
+  if (column + shift < 0) taps[i++] = 0.0f;  // left of the image; its right border is never passed
+  const float* from = line + column + shift;
+  for (; i < count; ++i) taps[i] = from[2 * i];
+}
+
 // taps[t][i]: what tap t of the chunk's pixel i sees.
 inline void gather_taps(const StemArguments& a, float (*taps)[kChunkPixels]) {
   const int out_width = a.width / 2;
-  for (int p = a.pixel_begin; p < a.pixel_end; ++p) {
-    const int row = p / out_width * 2 - 1, column = p % out_width * 2 - 1;
-    int tap = 0;
-    for (int channel = 0; channel < 3; ++channel) {
-      const float* plane = a.image + static_cast<size_t>(channel) * a.height * a.width;
-      for (int r = row; r < row + 3; ++r) {
-        for (int c = column; c < column + 3; ++c, ++tap) {
-          const bool inside = r >= 0 && c >= 0 && r < a.height && c < a.width;
-          taps[tap][p - a.pixel_begin] =
-              inside ? plane[static_cast<size_t>(r) * a.width + c] : 0.0f;
-        }
+  for (int p = a.pixel_begin, count; p < a.pixel_end; p += count) {
+    const int row = p / out_width, column = p % out_width;
+    count = out_width - column < a.pixel_end - p ? out_width - column : a.pixel_end - p;
+    for (int tap = 0; tap < kTaps; ++tap) {
+      const int in_row = 2 * row - 1 + tap / 3 % 3;
+      float* to = taps[tap] + (p - a.pixel_begin);
+      if (in_row < 0) {
+        memset(to, 0, count * sizeof(float));
+      } else {
+        const float* line = a.image + (static_cast<size_t>(tap / 9) * a.height + in_row) * a.width;
+        gather_tap(line, 2 * column, tap % 3 - 1, count, to);
       }
     }
   }
@@ -286,38 +299,48 @@ template <class V>
 void stem(const StemArguments& a) {
   float taps[kTaps][kChunkPixels];
   gather_taps(a, taps);
-  int channel = 0;
-  for (; channel + V::block <= a.channels; channel += V::block) stem_block<V>(a, channel, taps);
-  for (; channel < a.channels; channel += ScalarVector::block) {
-    stem_block<ScalarVector>(a, channel, taps);
-  }
+  for_blocks<V>(0, a.channels, [&](auto vector, int channel) {
+    stem_block<decltype(vector)>(a, channel, taps);
+  });
 }
 
 // ---- The gate of the squeeze-excite
 
-template <class V>
-void linear_lanes(const LinearArguments& a, int output) {
-  typename V::Floats sums[4];
-  for (int k = 0; k < 4; ++k) sums[k] = V::set(0.0f);
-  const float* weight = a.weight + output;
+// kVectors vectors of outputs; weight: their first lane.
+template <class V, int kVectors>
+void linear_lanes(const LinearArguments& a, const float* weight, int output) {
+  typename V::Floats sums[4][kVectors];
+  for (int k = 0; k < 4; ++k) {
+    for (int v = 0; v < kVectors; ++v) sums[k][v] = V::set(0.0f);
+  }
+  const auto add = [&](int input, int k) {
+    const typename V::Floats x = V::set(a.inputs[input]);
+    const float* from = weight + static_cast<size_t>(input) * kLinearBlock;
+    for (int v = 0; v < kVectors; ++v) {
+      sums[k][v] = V::add(sums[k][v], V::multiply(V::load(from + v * V::width), x));
+    }
+  };
   int i = 0;
   for (; i + 4 <= a.input_count; i += 4) {
-    for (int k = 0; k < 4; ++k, weight += a.output_count) {
-      sums[k] = V::add(sums[k], V::multiply(V::load(weight), V::set(a.inputs[i + k])));
-    }
+    for (int k = 0; k < 4; ++k) add(i + k, k);
   }
-  for (int k = 0; i < a.input_count; ++i, ++k, weight += a.output_count) {
-    sums[k] = V::add(sums[k], V::multiply(V::load(weight), V::set(a.inputs[i])));
+  for (int k = 0; i < a.input_count; ++i, ++k) add(i, k);
+  for (int v = 0; v < kVectors; ++v, output += V::width) {
+    const typename V::Floats total =
+        V::add(V::add(sums[0][v], sums[1][v]), V::add(sums[2][v], sums[3][v]));
+    V::store(a.outputs + output, V::add(total, V::load(a.bias + output)));
   }
-  const typename V::Floats total = V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3]));
-  V::store(a.outputs + output, V::add(total, V::load(a.bias + output)));
 }
 
 template <class V>
 void linear(const LinearArguments& a) {
-  int output = a.begin;
-  for (; output + V::width <= a.end; output += V::width) linear_lanes<V>(a, output);
-  for (; output < a.end; ++output) linear_lanes<ScalarVector>(a, output);
+  constexpr int kVectors = kLinearBlock / V::width >= 2 && V::width > 1 ? 2 : 1;
+  for (int output = a.begin; output < a.end; output += kLinearBlock) {
+    const float* block = a.weight + static_cast<size_t>(output) * a.input_count;
+    for (int lane = 0; lane < kLinearBlock; lane += kVectors * V::width) {
+      linear_lanes<V, kVectors>(a, block + lane, output + lane);
+    }
+  }
 }
 
 // e^x to about 1e-7, without a branch, so that compilers vectorise the loop around it; the C

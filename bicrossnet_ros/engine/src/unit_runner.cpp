@@ -55,8 +55,9 @@ void RunnerSizes::include(const Unit& unit, int in_pixels, int out_pixels) {
 
 UnitRunner::UnitRunner(const Backend& backend, Team& team, const RunnerSizes& sizes)
     : backend_(backend), team_(team), dots_(sizes.dots), sums_(sizes.sums),
-      mixed_(sizes.channels), mean_(sizes.channels), hidden_(sizes.channels),
-      gate_(sizes.channels), scratch_bytes_(rounded_up(static_cast<int>(sizes.scratch), 64)),
+      mixed_(sizes.channels), mean_(sizes.channels),
+      hidden_(rounded_up(sizes.channels, kLinearBlock)),
+      gate_(rounded_up(sizes.channels, kLinearBlock)), scratch_bytes_(rounded_up(static_cast<int>(sizes.scratch), 64)),
       scratch_(scratch_bytes_ * team.size()) {}
 
 std::size_t UnitRunner::bytes() const {
@@ -122,41 +123,38 @@ void mean_of_chunks(const float* sums, int chunks, int channels, int pixels, flo
 // The squeeze-excite sees mix * input + (1 - mix) * output, of which it needs the mean alone: no
 // pass over a map. An input that is pooled for the shortcut has the mean of its pooled map.
 void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& output) {
-  const int channels = unit.channels, hidden = unit.hidden();
+  const int channels = unit.channels;
+  float* mixed = mixed_.data();
   team_.share(1, [&](int) {
-    float* mixed = mixed_.data();
     mean_of_chunks(sums_.data(), output.chunks(), channels, output.pixels(), mixed);
     mean_of_chunks(input.sums, input.chunks(), channels, input.pixels(), mean_.data());
     for (int c = 0; c < channels; ++c) mixed[c] += unit.mix[c] * (mean_[c] - mixed[c]);
   });
-  LinearArguments reduce = {};
-  reduce.inputs = mixed_.data();
-  reduce.input_count = channels;
-  reduce.weight = unit.reduce_weight.data();
-  reduce.bias = unit.reduce_bias.data();
-  reduce.output_count = hidden;
-  reduce.outputs = hidden_.data();
-  team_.share((hidden + kHiddenOfTask - 1) / kHiddenOfTask, [&](int task) {
-    LinearArguments part = reduce;
-    part.begin = task * kHiddenOfTask;
-    part.end = std::min(part.begin + kHiddenOfTask, hidden);
-    backend_.passes.linear(part);
-    for (int i = part.begin; i < part.end; ++i) hidden_[i] = std::max(hidden_[i], 0.0f);
+  share_linear(unit.reduce, mixed, hidden_.data(), kHiddenOfTask, [&](int begin, int end) {
+    for (int i = begin; i < end; ++i) hidden_[i] = std::max(hidden_[i], 0.0f);
   });
-  LinearArguments expand = {};
-  expand.inputs = hidden_.data();
-  expand.input_count = hidden;
-  expand.weight = unit.expand_weight.data();
-  expand.bias = unit.expand_bias.data();
-  expand.output_count = channels;
-  expand.outputs = gate_.data();
-  team_.share((channels + kGatesOfTask - 1) / kGatesOfTask, [&](int task) {
-    LinearArguments part = expand;
-    part.begin = task * kGatesOfTask;
-    part.end = std::min(part.begin + kGatesOfTask, channels);
+  share_linear(unit.expand, hidden_.data(), gate_.data(), kGatesOfTask, [&](int begin, int end) {
+    backend_.passes.gate(gate_.data() + begin, unit.gain2.data() + begin,
+                         std::min(end, channels) - begin);
+  });
+}
+
+// outputs = matrix * inputs + bias, then `after` for every range of outputs.
+template <class Function>
+void UnitRunner::share_linear(const Linear& linear, const float* inputs, float* outputs,
+                              int outputs_of_task, Function&& after) {
+  const int tasks = (linear.outputs + outputs_of_task - 1) / outputs_of_task;
+  team_.share(tasks, [&](int task) {
+    LinearArguments part = {};
+    part.inputs = inputs;
+    part.input_count = linear.inputs;
+    part.weight = linear.weight.data();
+    part.bias = linear.bias.data();
+    part.begin = task * outputs_of_task;
+    part.end = std::min(part.begin + outputs_of_task, linear.outputs);
+    part.outputs = outputs;
     backend_.passes.linear(part);
-    backend_.passes.gate(gate_.data() + part.begin, unit.gain2.data() + part.begin,
-                         part.end - part.begin);
+    after(part.begin, part.end);
   });
 }
 

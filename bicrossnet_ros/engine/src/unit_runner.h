@@ -56,6 +56,9 @@ class UnitRunner {
  private:
   void convolve(const Unit& unit, const Map& input, int reader, const Map& output, int member);
   void compute_gate(const Unit& unit, const Map& input, const Map& output);
+  template <class Function>
+  void share_linear(const Linear& linear, const float* inputs, float* outputs,
+                    int outputs_of_task, Function&& after);
   void finish(const Unit& unit, const Map& input, const Map& output, int channel,
               const std::vector<const float*>& thresholds);
 
