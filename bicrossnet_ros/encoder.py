@@ -157,12 +157,8 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
 
 
 def _open_model_file(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
-    try:
-        from bicrossnet_ros.engine.native import EngineUnavailable
-    except ModuleNotFoundError:  # until the engine's binding is written
-        from bicrossnet_ros.engine.onnx_runtime import from_model
+    from bicrossnet_ros.engine.native import EngineUnavailable
 
-        return from_model(read_model(path), source=path, threads=threads)
     if os.environ.get(BACKEND_VARIABLE) == ONNX_RUNTIME:
         _warn_once(f'{BACKEND_VARIABLE}={ONNX_RUNTIME} is set; unset it')
     else:

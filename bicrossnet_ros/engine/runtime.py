@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -37,12 +38,18 @@ class FreeList(Generic[T]):
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
+        self._process = os.getpid()
+        self._left_behind: list[T] = []
         # append and pop of a list are atomic: no lock is needed.
         self._free = [make()]
 
     @contextmanager
     def lend(self) -> Iterator[T]:
         """Hand one out for the length of a ``with`` block."""
+        if os.getpid() != self._process:
+            # A forked process has no threads but one: what has some must not even be released.
+            self._left_behind, self._free = self._free, []
+            self._process = os.getpid()
         try:
             item = self._free.pop()
         except IndexError:
