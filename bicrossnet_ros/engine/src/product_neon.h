@@ -26,8 +26,12 @@ constexpr size_t kWeightBytes = 16 * kTileVectors;  // of one step
 
 using Counts = uint32x4_t;
 constexpr size_t kStepBytes = 4;
-// Said to the assembler here, so that this needs no flag, which compilers spell in different ways.
-#define BCN_NEEDS ".arch_extension dotprod\n"
+// The assembler is told here, so that no flag is needed: compilers spell it in different ways.
+#if defined(__ARM_FEATURE_DOTPROD)
+#define BCN_NEEDS
+#else
+#define BCN_NEEDS ".arch armv8.2-a+dotprod\n"
+#endif
 #define BCN_REPEAT(to, pixel) "ld1r {v" #to ".4s}, [%[pixel" #pixel "]], #4\n"
 #define BCN_ADD(sum, from) "udot %[sum" sum "].4s, v" #from ".16b, v20.16b\n"
 
