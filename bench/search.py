@@ -1,12 +1,14 @@
 """Search in galleries of 1e4, 1e5 and 1e6 tiles: time, memory and what approximations miss.
 
-    python bench/search.py [--tiles 10000 100000] [--dims 512] [--json FILE] [--markdown]
-    python bench/search.py --tiles 1000000 --dims 512 1024 --kinds flat ivf bits
+    python bench/search.py [--tiles 10000 100000] [--dims 512] [--json FILE]
+    python bench/search.py --tiles 1000000 --dims 512 1024 --json FILE   # half an hour
+    python bench/search.py --render FILE FILE --update docs/performance.md
 
 One thread, every index in a process of its own. `flat` and `ivf` are the product's own indexes
-(`bicrossnet_ros.tile_index`), searched as `Gallery.search` does, with and without a prior position.
-The embeddings are synthetic, with the statistics of real ones (`synthetic_embeddings.py`). Packed
-descriptors are the signs of the embedding about its mean: all D of them, or 256 after ITQ.
+(`bicrossnet_ros.tile_index`), searched as `Gallery.search` does, with and without a prior
+position. The embeddings are synthetic, with the statistics of real ones
+(`synthetic_embeddings.py`). Packed descriptors are the signs of the embedding about its mean: all
+D of them, or 256 after ITQ.
 
 References
 ----------
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from document import markdown, replace_section
 from machine import cpu_name, peak_memory_bytes, reset_peak_memory
 from synthetic_embeddings import QUERY_NOISE, TILE_M, make_map, positions_m
 
@@ -64,20 +67,23 @@ class Job:
 
 def blocks(job: Job) -> Any:
     """The embeddings of the map, block by block."""
-    embeddings = np.load(Path(job.folder) / 'embeddings.npy', mmap_mode='r')
-    for begin in range(0, job.tiles, BLOCK):
-        # A copy by reading, not by mapping: mapped pages would count as memory of the index.
-        with (Path(job.folder) / 'embeddings.npy').open('rb') as file:
-            file.seek(embeddings.offset + begin * job.dim * 4)
+    path = Path(job.folder) / 'embeddings.npy'
+    offset = np.load(path, mmap_mode='r').offset
+    # By reading, not by mapping: mapped pages would count as memory of the index.
+    with path.open('rb') as file:
+        file.seek(offset)
+        for begin in range(0, job.tiles, BLOCK):
             count = min(BLOCK, job.tiles - begin)
             yield np.fromfile(file, np.float32, count * job.dim).reshape(count, job.dim)
 
 
 def training_sample(job: Job, wanted: int) -> Any:
     """`wanted` tiles, at random."""
-    embeddings = np.load(Path(job.folder) / 'embeddings.npy', mmap_mode='r')
-    rows = np.random.default_rng(1).choice(job.tiles, min(wanted, job.tiles), replace=False)
-    return np.ascontiguousarray(embeddings[np.sort(rows)])
+    chosen = np.zeros(job.tiles, bool)
+    rng = np.random.default_rng(1)
+    chosen[rng.choice(job.tiles, min(wanted, job.tiles), replace=False)] = True
+    parts = np.split(chosen, range(BLOCK, job.tiles, BLOCK))
+    return np.concatenate([block[part] for block, part in zip(blocks(job), parts, strict=True)])
 
 
 def selector(allowed: Any) -> tuple[Any, Any]:
@@ -389,11 +395,10 @@ def measure(tiles: int, dim: int, kinds: list[str], options: argparse.Namespace)
 
 def table(rows: list[Any]) -> str:
     """Format the rows as Markdown."""
-    lines = [
-        '| tiles | D | index | memory, MB | peak, MB | build, s | 1 query, ms | 12 queries, ms '
-        '| recall@1 | @5 | place@1 | in radius: 1, ms | 12, ms | recall@1 | place@1 |',
-        '|---' * 15 + '|',
-    ]
+    titles = ['tiles', 'D', 'index', 'memory, MB', 'peak, MB', 'build, s']
+    titles += ['1 query, ms', f'{BATCH} queries, ms', 'recall@1', 'recall@5', 'place@1']
+    titles += ['in the radius: 1, ms', f'{BATCH}, ms', 'recall@1', 'place@1']
+    lines = []
     for row in rows:
         cells = [f'{row["tiles"]:.0e}'.replace('e+0', 'e'), str(row['dim']), row['kind']]
         cells += [f'{row["index_bytes"] / 1e6:.1f}', f'{row["peak_bytes"] / 1e6:.0f}']
@@ -405,8 +410,28 @@ def table(rows: list[Any]) -> str:
             found = row.get(where)
             cells += [f'{found[key]:.2f}' for key in ('1', str(BATCH))] if found else ['-', '-']
             cells += [f'{found[key]:.0%}' if found else '-' for key in keys]
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+        lines.append(cells)
+    return markdown(titles, lines)
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """One table of the rows of several runs, by dimension and number of tiles."""
+    rows = [row for result in results for row in result['rows']]
+    rows.sort(key=lambda row: (row['dim'], row['tiles']))  # stable: the kinds keep their order
+    cpus = ', '.join(dict.fromkeys(result['cpu'] for result in results))
+    what = f'{cpus}, one thread; radius {RADIUS_M:.0f} m, tiles of {TILE_M:.0f} m'
+    return f'{what}\n\n{table(rows)}'
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all that was asked for; after every map, --json has what was found until then."""
+    result: dict[str, Any] = {'cpu': cpu_name(), 'noise': options.noise, 'rows': []}
+    for dim in options.dims:
+        for tiles in options.tiles:
+            result['rows'] += measure(tiles, dim, options.kinds, options)
+            if options.json:
+                options.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    return result
 
 
 def main() -> None:
@@ -419,20 +444,19 @@ def main() -> None:
     parser.add_argument('--noise', type=float, default=QUERY_NOISE, help='of the queries')
     parser.add_argument('--folder', type=Path, help='for the embeddings while it runs')
     parser.add_argument('--json', type=Path)
-    parser.add_argument('--markdown', action='store_true', help='print the table alone')
+    parser.add_argument('--render', type=Path, nargs='+', help='results to print, not to measure')
+    parser.add_argument('--update', type=Path, help='document whose table is replaced')
     options = parser.parse_args()
     if options.queries < BATCH:
         parser.error(f'--queries is {options.queries}; expected at least {BATCH}')
-    rows = []
-    for dim in options.dims:
-        for tiles in options.tiles:
-            rows += measure(tiles, dim, options.kinds, options)
-            if options.json:  # after every map: a long run that is ended has its results
-                result = {'cpu': cpu_name(), 'noise': options.noise, 'rows': rows}
-                options.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
-    if not options.markdown:
-        print(f'{cpu_name()}, one thread; radius {RADIUS_M:.0f} m, tiles of {TILE_M:.0f} m\n')
-    print(table(rows))
+    if options.render:
+        results = [json.loads(path.read_text(encoding='utf-8')) for path in options.render]
+    else:
+        results = [run(options)]
+    text = report(results)
+    if options.update:
+        replace_section(options.update, 'bench/search.py', text)
+    print(text)
 
 
 if __name__ == '__main__':

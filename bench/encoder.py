@@ -1,0 +1,261 @@
+"""The encoder beside other ways to run it: the engine, ONNX Runtime, PyTorch, Larq, ConvNeXt.
+
+    python bench/encoder.py [--threads 1 2] [--sizes tiny middle] [--layers] [--json FILE]
+    python bench/encoder.py --larq-python LARQ_ENVIRONMENT/bin/python
+    python bench/encoder.py --render FILE.json --update docs/performance.md
+
+All contenders of a network run in turn, one call each a round, so that what slows the machine
+slows them all; figures are medians over the rounds, a ratio is the median of the rounds' ratios.
+The weights are random (the time does not depend on them). Threads are not pinned. Larq (extra
+`lce`) may live in another environment, whose interpreter --larq-python names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contenders import (
+    CONVNEXT,
+    ENGINE,
+    LARQ,
+    ORT,
+    Contender,
+    Larq,
+    Task,
+    convnext,
+    engine,
+    onnx_runtime,
+    pytorch,
+)
+from document import markdown, replace_section
+from layers import layer_table, measure_layers, measure_stages, stage_table
+from machine import cpu_name
+from start_up import measure_start, start_table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+# For the libraries imported later: OpenMP's threads that spin would disturb who runs next.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+SIZES = ('nano', 'tiny', 'small', 'middle', 'large')
+PEERS = (ORT, CONVNEXT, LARQ)
+PAUSE_S = 0.003  # lets threads of the last call fall asleep
+
+
+def measure(size: str, batch: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All contenders with one network and batch; one row each."""
+    from bicrossnet_ros.engine.model_file import read_model
+
+    path = model_file(size, options.input_px, folder)
+    shape = (batch, 3, options.input_px, options.input_px)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    clock = time.process_time if options.clock == 'cpu' else time.perf_counter
+    task = Task(read_model(path), path, images, clock)
+    contenders: list[Contender] = []
+    children: list[Larq] = []
+    for threads in options.threads:
+        contenders += [engine(task, backend, threads) for backend in options.backends]
+        contenders += [make(task, threads) for make in (onnx_runtime, convnext, pytorch)]
+        child = Larq(task, threads, python=options.larq_python, folder=options.larq_folder)
+        children.append(child)
+        if not child.failure:
+            contenders.append(child.contender)
+    try:
+        times = take_turns(contenders, rounds=options.rounds, seconds=options.seconds)
+    finally:
+        for child in children:
+            child.close()
+    rows = [row(contender, times) for contender in contenders]
+    names = {child.name for child in children if not child.failure}
+    return {
+        'network': size,
+        'batch': batch,
+        'rounds': len(next(iter(times.values()))),
+        'larq': ', '.join(names) or children[0].failure,
+        'rows': rows,
+    }
+
+
+def model_file(size: str, input_px: int, folder: Path) -> Path:
+    """A model file with random weights, made once."""
+    from bicrossnet_ros.engine.model_file import write_model
+    from training.export import untrained
+
+    path = folder / f'bnext_{size}_{input_px}.safetensors'
+    if not path.exists():
+        write_model(path, untrained(size, name=path.stem, input_px=input_px, seed=0))
+    return path
+
+
+Times = dict[tuple[str, int], list[float]]
+
+
+def take_turns(contenders: list[Contender], *, rounds: int, seconds: float) -> Times:
+    """Run every contender once a round; the first two rounds warm up.
+
+    At least five rounds are counted, and no more begun when `seconds` are over.
+    """
+    times: Times = {(one.name, one.threads): [] for one in contenders}
+    end = time.perf_counter() + seconds
+    for turn in range(rounds + 2):
+        if turn >= 7 and time.perf_counter() > end:
+            break
+        for one in contenders:
+            time.sleep(PAUSE_S)
+            taken = one.call()
+            if turn >= 2:
+                times[one.name, one.threads].append(taken)
+    return times
+
+
+def row(contender: Contender, times: Times) -> dict[str, Any]:
+    """Figures of one contender; ratios say how many times as long the other one takes."""
+    own = times[contender.name, contender.threads]
+    ratios = {
+        peer: ratio(times[peer, contender.threads], own)
+        for peer in PEERS
+        if (peer, contender.threads) in times and peer != contender.name
+    }
+    alone = times.get((contender.name, 1))
+    return {
+        'name': contender.name,
+        'threads': contender.threads,
+        'median_ms': 1e3 * statistics.median(own),
+        'min_ms': 1e3 * min(own),
+        'ratios': ratios,
+        'over_one_thread': ratio(alone, own) if alone and contender.threads > 1 else None,
+        'nbytes': contender.nbytes,
+    }
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
+    """Median of the ratios in the same round."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def encoder_table(groups: list[dict[str, Any]]) -> str:
+    """Format what `measure` returned."""
+    lines = []
+    for group in groups:
+        for one in group['rows']:
+            cells = [group['network'], str(group['batch']), str(one['threads']), one['name']]
+            cells += [f'{one["median_ms"]:.1f}', f'{one["min_ms"]:.1f}']
+            engine_row = one['name'].startswith(ENGINE)
+            for peer in PEERS:
+                found = one['ratios'].get(peer) if engine_row or peer == ORT else None
+                cells.append(f'{found:.1f}x' if found else '')
+            scaled = one['over_one_thread']
+            cells.append(f'{scaled:.2f}x' if scaled else '')
+            cells.append(f'{one["nbytes"] / 1e6:.1f}' if one['nbytes'] else '')
+            lines.append(cells)
+    titles = ['network', 'images', 'threads', 'runs in', 'median, ms', 'minimum']
+    titles += [f'{"Larq" if peer == LARQ else peer} / this' for peer in PEERS]
+    return markdown([*titles, '1 thread / this', 'weights and buffers, MB'], lines)
+
+
+def report(result: dict[str, Any]) -> dict[str, str]:
+    """Markdown of every section."""
+    what = f'{result["cpu"]}; input {result["input_px"]} px; {result["clock"]} time'
+    sections = {'bench/encoder.py': f'{what}\n\n{encoder_table(result["networks"])}'}
+    missing = {group['larq'] for group in result['networks'] if LARQ not in names_of(group)}
+    if missing:
+        sections['bench/encoder.py'] += f'\n\nLarq: not installed ({"; ".join(missing)})'
+    if result['layers']:
+        tables = [
+            f'{name}, clock {rows[0]["clock_hz"] / 1e9:.2f} GHz\n\n{layer_table(rows)}'
+            for name, rows in result['layers'].items()
+        ]
+        sections['bench/encoder.py layers'] = '\n\n'.join(tables)
+        tables = [f'{name}\n\n{stage_table(rows)}' for name, rows in result['stages'].items()]
+        sections['bench/encoder.py stages'] = '\n\n'.join(tables)
+    if result['start']:
+        sections['bench/encoder.py start'] = start_table(result['start'])
+    return sections
+
+
+def names_of(group: dict[str, Any]) -> set[str]:
+    """Names of the contenders that ran."""
+    return {one['name'] for one in group['rows']}
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure all that was asked for."""
+    from bicrossnet_ros.engine.native import backends
+
+    if options.backends is None:
+        # The scalar one is the oracle of the others, and takes seconds.
+        options.backends = [name for name in backends() if name != 'scalar']
+    options.larq_folder = options.larq_folder or folder
+    result: dict[str, Any] = {
+        'cpu': cpu_name(),
+        'input_px': options.input_px,
+        'clock': options.clock,
+        'networks': [],
+        'layers': {},
+        'stages': {},
+        'start': [],
+    }
+    for size in options.sizes:
+        for batch in options.batches:
+            print(f'{size}, {batch} images', file=sys.stderr, flush=True)
+            result['networks'].append(measure(size, batch, options, folder))
+        path = model_file(size, options.input_px, folder)
+        if options.layers and options.backends:
+            from bicrossnet_ros.engine.model_file import read_model
+
+            print(f'{size}, layers', file=sys.stderr, flush=True)
+            model = read_model(path)
+            arguments = model, options.input_px, options.backends, options.rounds
+            result['layers'][size] = measure_layers(*arguments)
+            result['stages'][size] = measure_stages(*arguments)
+        for backend in [] if options.no_start else [*options.backends[:1], 'onnxruntime']:
+            result['start'].append({'network': size} | measure_start(path, backend=backend))
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
+    parser.add_argument('--batches', type=int, nargs='+', default=[1, 2], help='images a call')
+    parser.add_argument('--sizes', nargs='+', choices=SIZES, default=list(SIZES))
+    parser.add_argument('--input-px', type=int, default=256)
+    parser.add_argument('--backends', nargs='*', help='default: all that run here, but scalar')
+    parser.add_argument('--rounds', type=int, default=31)
+    parser.add_argument('--seconds', type=float, default=20.0, help='at most, of a network')
+    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall', help='cpu: 1 thread')
+    parser.add_argument('--layers', action='store_true', help='convolutions and stages, too')
+    parser.add_argument('--no-start', action='store_true', help='without start-up and memory')
+    parser.add_argument('--larq-python', type=Path, default=Path(sys.executable))
+    parser.add_argument('--larq-folder', type=Path, help='keeps the converted networks')
+    parser.add_argument('--json', type=Path)
+    parser.add_argument('--markdown', action='store_true', help='print the tables of the document')
+    parser.add_argument('--render', type=Path, help='results to print instead of measuring')
+    parser.add_argument('--update', type=Path, help='document whose tables are replaced')
+    options = parser.parse_args()
+    if options.clock == 'cpu' and options.threads != [1]:
+        parser.error('--clock cpu adds up all threads; it needs --threads 1')
+    if options.render:
+        result = json.loads(options.render.read_text(encoding='utf-8'))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(options, Path(folder))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    for name, text in report(result).items():
+        if options.update:
+            replace_section(options.update, name, text)
+        print(f'<!-- {name} -->\n\n{text}\n' if options.markdown else f'{text}\n')
+
+
+if __name__ == '__main__':
+    main()
