@@ -121,50 +121,91 @@ inline void store_dots(const TileAvx512& tile, int pixel, Words mismatches0, Wor
   else _mm512_mask_storeu_epi16(to, tile.channels, dots);
 }
 
-// Counts by twos, a group of pixels at a time; see the top.
+// Two words of a tile's weights, the second joined with the first.
+struct PairOfWeights {
+  Words first[kTileVectors], joined[kTileVectors];
+
+  explicit PairOfWeights(const uint8_t* from)
+      : first{load_words(from), load_words(from + 64)},
+        joined{load_words(from + 128), load_words(from + 192)} {}
+};
+
+// Counts by twos, for one pixel and 16 channels; see the top.
+struct TwosCounter {
+  Words odd, twos;
+
+  void start(Words first) {
+    odd = first;
+    twos = _mm512_setzero_si512();
+  }
+  void add(const uint8_t* pair, Words first, Words joined) {
+    const Words x = _mm512_xor_si512(first, broadcast(pair));
+    const Words sum =
+        _mm512_ternarylogic_epi32(broadcast(pair + kWordBytes), joined, odd, 0x96);
+    // The carry of odd + x + y, given their sum: odd where it equals x, else not the sum.
+    const Words carry = _mm512_ternarylogic_epi32(x, sum, odd, 0xb2);
+    twos = _mm512_add_epi32(twos, _mm512_popcnt_epi32(carry));
+    odd = sum;
+  }
+  Words total() const {
+    return _mm512_add_epi32(_mm512_add_epi32(twos, twos), _mm512_popcnt_epi32(odd));
+  }
+};
+
+// The counters of some pixels. A recursion where a loop over an array would do: compilers keep
+// these in registers, while arrays pass through memory before and after the loop over words.
+template <int kPixels>
+struct PixelGroup {
+  TwosCounter counters[kTileVectors];
+  PixelGroup<kPixels - 1> others;
+
+  void start() {
+    for (TwosCounter& counter : counters) counter.start(_mm512_setzero_si512());
+    others.start();
+  }
+  void start(const uint8_t* row, size_t row_stride, const uint8_t* weights) {
+    counters[0].start(_mm512_xor_si512(load_words(weights), broadcast(row)));
+    counters[1].start(_mm512_xor_si512(load_words(weights + 64), broadcast(row)));
+    others.start(row + row_stride, row_stride, weights);
+  }
+  void add(const uint8_t* row, size_t row_stride, const PairOfWeights& weights) {
+    counters[0].add(row, weights.first[0], weights.joined[0]);
+    counters[1].add(row, weights.first[1], weights.joined[1]);
+    others.add(row + row_stride, row_stride, weights);
+  }
+  void store(const TileAvx512& tile, int pixel) const {
+    store_dots(tile, pixel, counters[0].total(), counters[1].total());
+    others.store(tile, pixel + 1);
+  }
+};
+
+template <>
+struct PixelGroup<0> {
+  void start() {}
+  void start(const uint8_t*, size_t, const uint8_t*) {}
+  void add(const uint8_t*, size_t, const PairOfWeights&) {}
+  void store(const TileAvx512&, int) const {}
+};
+
 template <int kPixels>
 void multiply_by_twos(const TileAvx512& tile, int pixel) {
-  const uint8_t* row = tile.rows + pixel * tile.row_stride;
+  const size_t stride = tile.row_stride;
+  const uint8_t* row = tile.rows + pixel * stride;
   const uint8_t* weights = tile.weights;
-  Words odd[kPixels][kTileVectors], twos[kPixels][kTileVectors];
-  const bool has_first = tile.words % 2 == 1;
-  for (int p = 0; p < kPixels; ++p) {
-    for (int v = 0; v < kTileVectors; ++v) {
-      const Words first =
-          _mm512_xor_si512(broadcast(row + p * tile.row_stride), load_words(weights + 64 * v));
-      odd[p][v] = has_first ? first : _mm512_setzero_si512();
-      twos[p][v] = _mm512_setzero_si512();
-    }
+  PixelGroup<kPixels> group;
+  if (tile.words % 2 == 0) {
+    group.start();
+  } else {
+    group.start(row, stride, weights);
+    row += kWordBytes;
+    weights += kTileWordBytes;
   }
-  row += has_first ? kWordBytes : 0;
-  weights += has_first ? kTileWordBytes : 0;
   for (size_t pairs = tile.words / 2; pairs > 0; --pairs) {
-    const Words w0 = load_words(weights), w1 = load_words(weights + 64);
-    const Words joined0 = load_words(weights + 128), joined1 = load_words(weights + 192);
-    for (int p = 0; p < kPixels; ++p) {
-      const uint8_t* pair = row + p * tile.row_stride;
-      for (int v = 0; v < kTileVectors; ++v) {
-        const Words x = _mm512_xor_si512(v == 0 ? w0 : w1, broadcast(pair));
-        const Words sum = _mm512_ternarylogic_epi32(
-            broadcast(pair + kWordBytes), v == 0 ? joined0 : joined1, odd[p][v], 0x96);
-        // The carry of odd + x + y, given their sum: odd where it equals x, else the opposite of
-        // the sum.
-        const Words carry = _mm512_ternarylogic_epi32(x, sum, odd[p][v], 0xb2);
-        twos[p][v] = _mm512_add_epi32(twos[p][v], _mm512_popcnt_epi32(carry));
-        odd[p][v] = sum;
-      }
-    }
+    group.add(row, stride, PairOfWeights(weights));
     row += 2 * kWordBytes;
     weights += 2 * kTileWordBytes;
   }
-  for (int p = 0; p < kPixels; ++p) {
-    Words mismatches[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) {
-      mismatches[v] = _mm512_add_epi32(_mm512_add_epi32(twos[p][v], twos[p][v]),
-                                       _mm512_popcnt_epi32(odd[p][v]));
-    }
-    store_dots(tile, pixel + p, mismatches[0], mismatches[1]);
-  }
+  group.store(tile, pixel);
 }
 
 using GroupKernel = void (*)(const TileAvx512&, int);
