@@ -1,17 +1,22 @@
-"""Export a checkpoint to the model file that flies.
+"""Export a checkpoint to the model file that flies, and to other formats of the same network.
 
     python -m training.export OUT/final.pt --out bnext_nano_96.safetensors
+    python -m training.export OUT/final.pt --out NAME.safetensors --formats safetensors onnx lce
     python -m training.export --untrained nano --input-px 96 --out untrained.safetensors
     python -m training.export --untrained LIKE.safetensors --out untrained.safetensors
 
-Beside the model file stands its training record, ``NAME.json``.
+Other formats stand beside the file of --out under its name: ``NAME.onnx``, ``NAME.tflite``
+(Larq, needs the extra ``lce``), and so does the training record, ``NAME.json``. All must agree
+with PyTorch on the same images (`training.agreement`), or nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.config import TrainConfig
+
+SUFFIXES = {'safetensors': '.safetensors', 'onnx': '.onnx', 'lce': '.tflite'}
 
 
 def model_tensors(network: BNext) -> dict[str, NDArray[Any]]:
@@ -172,6 +179,78 @@ def untrained(like: str, *, name: str, input_px: int, seed: int) -> Model:
     return make_model(BNext(channels), name=name, input_px=input_px, training=training)
 
 
+def write_formats(
+    model: Model, network: BNext, paths: list[Path], images: NDArray[np.uint8]
+) -> list[str]:
+    """Write a model to files, each in the format of its suffix, if all agree with the network.
+
+    Parameters
+    ----------
+    model : Model
+        Content of the files.
+    network : BNext
+        What it was made from.
+    paths : list of Path
+        In one folder; of `SUFFIXES`.
+    images : ndarray of uint8, shape (N, H, W, 3)
+        On which they must agree; see `training.agreement.check_files`.
+
+    Returns
+    -------
+    list of str
+        What the check found, for people.
+
+    Raises
+    ------
+    ModelError
+        If a format cannot be made, or does not agree; then no file has changed.
+    """
+    from training.agreement import check_files
+
+    with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix='.export-') as folder:
+        drafts = [Path(folder, path.name) for path in paths]
+        for draft in drafts:
+            _write(draft, model)
+        report = check_files(model, network, drafts, images)
+        for draft, path in zip(drafts, paths, strict=True):
+            draft.replace(path)
+    return report
+
+
+def _write(path: Path, model: Model) -> None:
+    if path.suffix == '.onnx':
+        from bicrossnet_ros.engine.onnx_graph import build_onnx
+
+        path.write_bytes(build_onnx(model).SerializeToString())
+    elif path.suffix == '.tflite':
+        from training.lce import build_lce
+
+        path.write_bytes(build_lce(model))
+    else:
+        write_model(path, model)
+
+
+def _paths(out: Path, formats: Sequence[str]) -> list[Path]:
+    """Return the file of every format; `out` is one of them."""
+    suffixes = [SUFFIXES[name] for name in dict.fromkeys(formats)]
+    if out.suffix not in suffixes:
+        raise ModelError(f'{out}: expected a name that ends in {" or ".join(suffixes)}')
+    if '.tflite' in suffixes and importlib.util.find_spec('larq_compute_engine') is None:
+        raise ModelError(
+            'the format lce needs TensorFlow and Larq Compute Engine; run this in an environment '
+            "of their own: pip install -c constraints-lce.txt '.[training,lce]' (docs/larq.md)"
+        )
+    return [out.with_suffix(suffix) for suffix in suffixes]
+
+
+def _check_images(folder: Path | None, size_px: int) -> NDArray[np.uint8]:
+    from training.agreement import IMAGES, images_below, structured_images
+
+    if folder is None:
+        return structured_images(IMAGES, size_px=size_px)
+    return images_below(folder, size_px=size_px)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog='python -m training.export', description=__doc__)
@@ -181,6 +260,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--untrained', metavar='LIKE', help='export random weights: a size, or a model file'
     )
     parser.add_argument('--out', type=Path, required=True, help='NAME.safetensors')
+    parser.add_argument(
+        '--formats',
+        nargs='+',
+        choices=SUFFIXES,
+        default=['safetensors'],
+        help='of the same name, beside each other (default: safetensors)',
+    )
+    parser.add_argument(
+        '--check-images',
+        metavar='DIR',
+        type=Path,
+        help='the formats must agree on images of this folder (default: on made-up ones)',
+    )
     parser.add_argument('--input-px', type=int, default=96, help='with --untrained')
     parser.add_argument('--seed', type=int, default=0, help='with --untrained')
     parser.add_argument('--data', default='', help='what the data was, for the training record')
@@ -188,8 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--note', default='', help='anything else, for the training record')
     options = parser.parse_args(arguments)
     try:
-        if options.out.suffix != '.safetensors':
-            raise ModelError(f'{options.out}: expected a name that ends in .safetensors')
+        paths = _paths(options.out, options.formats)
         name = options.out.stem
         if options.untrained:
             model = untrained(
@@ -199,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = {'data': options.data, 'licence': options.licence, 'note': options.note}
             record = {key: text for key, text in given.items() if text}
             model = from_checkpoint(options.checkpoint, name=name, record=record)
-        write_model(options.out, model)
+        size_px = model.metadata.preprocessing.input_height_px
+        images = _check_images(options.check_images, size_px)
+        report = write_formats(model, network_from_model(model), paths, images)
         record_text = json.dumps(model.metadata.training, indent=2, sort_keys=True)
         options.out.with_suffix('.json').write_text(record_text + '\n')
     except BiCrossNetError as error:
@@ -208,7 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f'error: {options.out}: cannot be written ({error.strerror})', file=sys.stderr)
         return 2
-    print(f'{options.out}: {options.out.stat().st_size / 1e6:.2f} MB')
+    print('\n'.join(report))
+    for path in paths:
+        print(f'{path}: {path.stat().st_size / 1e6:.2f} MB')
     return 0
 
 

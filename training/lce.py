@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before the import; its own errors stay
 
@@ -28,11 +27,10 @@ from bicrossnet_ros.engine.architecture import (
     units,
 )
 from bicrossnet_ros.engine.bits import unpack_weights
-from bicrossnet_ros.engine.lce_runtime import pack
+from bicrossnet_ros.engine.lce_runtime import open_graph, pack
 from bicrossnet_ros.engine.model_file import Model
 from bicrossnet_ros.errors import ModelError
 
-Array = NDArray[Any]
 BINARY_CONVOLUTION = b'LceBconv2d'
 # Measured: its fast kernels correct the padding wrongly where a map is smaller than the kernel.
 SMALLEST_MAP_PX = 3
@@ -85,6 +83,15 @@ def build_unit_lce(model: Model, unit: Unit, *, height: int, width: int) -> byte
     graph = _convert(lambda x: network.unit(x, unit), (1, height, width, unit.channels))
     _check_binary(graph, 1, unit.prefix)
     return graph
+
+
+def run_unit_lce(model: Model, unit: Unit, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Convert one unit and run it on float32 (N, C, H, W)."""
+    graph = build_unit_lce(model, unit, height=x.shape[2], width=x.shape[3])
+    interpreter = open_graph(graph, threads=1, source=unit.prefix)
+    maps = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    outputs = [interpreter.predict([image[None]])[0] for image in maps]
+    return np.concatenate(outputs).transpose(0, 3, 1, 2)
 
 
 def count_binary(graph: bytes) -> int:

@@ -65,21 +65,29 @@ def open_lce(path: Path, *, threads: int) -> tuple[ModelMetadata, LceRuntime]:
         Engine is not installed.
     """
     metadata, graph = unpack(path.read_bytes(), source=str(path))
-    module = _import_interpreter(path)
-
-    def make() -> Any:
-        # On x86-64 its direct kernels are five times as slow as its indirect ones.
-        return module.LiteInterpreter(graph, threads, False, True, False)
-
-    try:
-        interpreters = FreeList(make)
-    except Exception as error:  # pybind11 turns what C++ throws into various classes
-        raise ModelError(
-            f'{path}: Larq Compute Engine cannot load it ({error}); {_REMEDY}'
-        ) from error
+    interpreters = FreeList(lambda: open_graph(graph, threads=threads, source=str(path)))
     with interpreters.lend() as interpreter:
         _check_interpreter(interpreter, metadata, path)
     return metadata, LceRuntime(_name(), interpreters)
+
+
+def open_graph(graph: bytes, *, threads: int, source: str) -> Any:
+    """Open a graph without metadata: its ``predict`` maps a list of arrays to another.
+
+    Raises
+    ------
+    ModelError
+        If Larq Compute Engine is not installed, or refuses it.
+    """
+    module = _import_interpreter(source)
+    try:
+        # Not the reference kernels; the indirect ones: five times as fast as the direct ones on
+        # x86-64; not XNNPACK.
+        return module.LiteInterpreter(graph, threads, False, True, False)
+    except Exception as error:  # pybind11 turns what C++ throws into various classes
+        raise ModelError(
+            f'{source}: Larq Compute Engine cannot load it ({error}); {_REMEDY}'
+        ) from error
 
 
 def pack(graph: bytes, metadata: ModelMetadata) -> bytes:
@@ -126,7 +134,7 @@ def _digest(text: str, graph: bytes) -> str:
     return hashlib.sha256(text.encode() + graph).hexdigest()
 
 
-def _import_interpreter(path: Path) -> ModuleType:
+def _import_interpreter(source: str) -> ModuleType:
     """Import the interpreter alone: its package would import TensorFlow, which it does not use."""
     if _INTERPRETER in sys.modules:
         return sys.modules[_INTERPRETER]
@@ -143,7 +151,7 @@ def _import_interpreter(path: Path) -> ModuleType:
                 sys.modules[_INTERPRETER] = module
                 return module
     raise ModelError(
-        f'{path}: Larq Compute Engine is not installed; on x86-64 `pip install '
+        f'{source}: Larq Compute Engine is not installed; on x86-64 `pip install '
         "'bicrossnet_ros[lce]'`, on ARM see docs/larq.md, or use the .safetensors of the same "
         'network, which needs neither'
     )
