@@ -3,13 +3,13 @@
 
 #include "cpu_x86.h"
 #include "passes.h"
-#include "product_scalar.h"
+#include "product_shuffle.h"
 #include "vector_avx2.h"
 
 namespace bicrossnet {
 
-const Backend avx2_backend = {"avx2", cpu_runs_avx2, kScalarProduct,
-                                make_passes<Avx2Vector>()};
+const Backend avx2_backend = {"avx2", cpu_runs_avx2, make_shuffle_product<Bytes256>(),
+                              make_passes<Avx2Vector>()};
 
 }  // namespace bicrossnet
 

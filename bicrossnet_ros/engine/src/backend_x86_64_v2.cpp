@@ -3,12 +3,12 @@
 
 #include "cpu_x86.h"
 #include "passes.h"
-#include "product_scalar.h"
+#include "product_shuffle.h"
 #include "vector_sse.h"
 
 namespace bicrossnet {
 
-const Backend x86_64_v2_backend = {"x86_64_v2", cpu_runs_x86_64_v2, kScalarProduct,
+const Backend x86_64_v2_backend = {"x86_64_v2", cpu_runs_x86_64_v2, make_shuffle_product<Bytes128>(),
                                 make_passes<SseVector>()};
 
 }  // namespace bicrossnet
