@@ -246,7 +246,11 @@ struct PairGroup {
   void spread(Register<V> sum) {
     low = V::add8(low, V::both(sum, V::set8(0x0f)));
     high = V::add16(high, V::template right16<4>(sum));
+    keep_here(low);
+    keep_here(high);
   }
+  // Compilers would rather add up several sums first, and run out of registers.
+  static void keep_here(Register<V>& x) { __asm__("" : "+x"(x)); }
   void add_to(PairSums<V>* sums) const {
     const Register<V> even = V::set16(0x00ff), odd_first = V::template right16<8>(low);
     const Register<V> seconds = V::subtract16(high, V::template left16<4>(odd_first));
