@@ -32,7 +32,8 @@ constexpr size_t kStepBytes = 4;
 #else
 #define BCN_NEEDS ".arch armv8.2-a+dotprod\n"
 #endif
-#define BCN_REPEAT(to, pixel) "ld1r {v" #to ".4s}, [%[pixel" #pixel "]], #4\n"
+#define BCN_REPEAT(to, pixel) "ld1r {v" #to ".4s}, [%[pixel" #pixel "]]\n"
+#define BCN_ADVANCE(pixel) "add %[pixel" #pixel "], %[pixel" #pixel "], #4\n"
 #define BCN_ADD(sum, from) "udot %[sum" sum "].4s, v" #from ".16b, v20.16b\n"
 
 #else
@@ -41,7 +42,8 @@ using Counts = uint8x16_t;
 constexpr size_t kStepBytes = 2;
 constexpr int kMostSteps = 31;  // 31 * 8 bits fit a byte
 #define BCN_NEEDS
-#define BCN_REPEAT(to, pixel) "ld1r {v" #to ".8h}, [%[pixel" #pixel "]], #2\n"
+#define BCN_REPEAT(to, pixel) "ld1r {v" #to ".8h}, [%[pixel" #pixel "]]\n"
+#define BCN_ADVANCE(pixel) "add %[pixel" #pixel "], %[pixel" #pixel "], #2\n"
 #define BCN_ADD(sum, from) "add %[sum" sum "].16b, %[sum" sum "].16b, v" #from ".16b\n"
 
 #endif
@@ -59,8 +61,8 @@ struct TileInputs {
 };
 
 // The inner loop is assembly because the order of its instructions is what an in-order core runs:
-// four chains side by side, and beside a vector instruction never more than one other, mostly a load
-// for the next step. v0-v3: weights, v4-v7: pixels, v16-v19: what is counted, v20: ones.
+// four chains side by side, and beside a vector instruction never more than one other, mostly a
+// load for the next step. v0-v3: weights, v4-v7: pixels, v16-v19: what is counted, v20: ones.
 
 // Pixel p, which is in vector x, with four vectors of weights. s*: what follows an instruction.
 #define BCN_PIXEL(p, x, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11) \
@@ -83,41 +85,42 @@ struct TileInputs {
   BCN_PIXEL(2, 6, , , , , , , , , , , , )     \
   BCN_PIXEL(3, 7, , , , , , , , , , , , )
 
+#define BCN_NEXT_WEIGHTS "add %[weights], %[weights], #64\n"
 #define BCN_WHOLE(to, at) "ldr q" #to ", [%[weights], #" #at "]\n"
 
 #define BCN_STEP_WHOLE                                                                      \
-  BCN_PIXEL(0, 4, , , , , BCN_REPEAT(4, 0), , , , , , , )                                   \
-  BCN_PIXEL(1, 5, , , , , BCN_REPEAT(5, 1), , , , , , , )                                   \
-  BCN_PIXEL(2, 6, , , , , BCN_REPEAT(6, 2), , , , , , , )                                   \
+  BCN_PIXEL(0, 4, , , , , BCN_REPEAT(4, 0), BCN_ADVANCE(0), , , , , , )                     \
+  BCN_PIXEL(1, 5, , , , , BCN_REPEAT(5, 1), BCN_ADVANCE(1), , , , , , )                     \
+  BCN_PIXEL(2, 6, , , , , BCN_REPEAT(6, 2), BCN_ADVANCE(2), , , , , , )                     \
   BCN_PIXEL(3, 7, , BCN_WHOLE(0, 0), BCN_WHOLE(1, 16), BCN_WHOLE(2, 32), BCN_WHOLE(3, 48),  \
-            BCN_REPEAT(7, 3), "add %[weights], %[weights], #64\n", , , , , )
+            BCN_REPEAT(7, 3), BCN_ADVANCE(3), BCN_NEXT_WEIGHTS, , , , )
 
-// Cortex-A53 and A55 stall on a load of 128 bits but hide one of 64 bits and an insertion.
+// Cortex-A53 and A55 stall on a load of 128 bits, but hide one of 64 bits and an insertion.
 #define BCN_LOWER(to, at) "ldr d" #to ", [%[weights], #" #at "]\n"
 #define BCN_UPPER(to, at) "ldr x" #to ", [%[weights], #" #at "]\n"
 #define BCN_JOIN(to, upper) "ins v" #to ".d[1], x" #upper "\n"
 
 #define BCN_STEP_HALVES                                                                     \
-  BCN_PIXEL(0, 4, , , , , BCN_REPEAT(4, 0), , , , , , , )                                   \
-  BCN_PIXEL(1, 5, , , , , BCN_REPEAT(5, 1), , , , , , , )                                   \
-  BCN_PIXEL(2, 6, , , , , BCN_REPEAT(6, 2), , , , BCN_UPPER(9, 8), BCN_UPPER(10, 24),       \
-            BCN_UPPER(11, 40), BCN_UPPER(12, 56))                                           \
-  BCN_PIXEL(3, 7, , BCN_LOWER(0, 0), BCN_LOWER(1, 16), BCN_LOWER(2, 32), BCN_LOWER(3, 48),  \
+  BCN_PIXEL(0, 4, , , , , BCN_REPEAT(4, 0), BCN_ADVANCE(0), , , , , , )                     \
+  BCN_PIXEL(1, 5, , , , , BCN_REPEAT(5, 1), BCN_ADVANCE(1), , , , , , )                     \
+  BCN_PIXEL(2, 6, , , , , BCN_REPEAT(6, 2), BCN_ADVANCE(2), , , BCN_UPPER(9, 8),            \
+            BCN_UPPER(10, 24), BCN_UPPER(11, 40), BCN_UPPER(12, 56))                        \
+  BCN_PIXEL(3, 7, BCN_LOWER(0, 0), BCN_LOWER(1, 16), BCN_LOWER(2, 32), BCN_LOWER(3, 48),    \
             BCN_JOIN(0, 9), BCN_JOIN(1, 10), BCN_JOIN(2, 11), BCN_JOIN(3, 12),              \
-            BCN_REPEAT(7, 3), "add %[weights], %[weights], #64\n", )
+            BCN_REPEAT(7, 3), BCN_ADVANCE(3), BCN_NEXT_WEIGHTS, )
 
-// The step in the loop loads for the one after it, so the last one stands alone and nothing is read
-// past the end.
+// The step in the loop loads for the one after it, so the last one stands alone and nothing is
+// read past the end.
 #define BCN_LOOP(step)                                                                      \
-  BCN_WHOLE(0, 0) BCN_WHOLE(1, 16) BCN_WHOLE(2, 32) BCN_WHOLE(3, 48)                        \
-  "add %[weights], %[weights], #64\n"                                                       \
+  BCN_WHOLE(0, 0) BCN_WHOLE(1, 16) BCN_WHOLE(2, 32) BCN_WHOLE(3, 48) BCN_NEXT_WEIGHTS       \
   BCN_REPEAT(4, 0) BCN_REPEAT(5, 1) BCN_REPEAT(6, 2) BCN_REPEAT(7, 3)                       \
+  BCN_ADVANCE(0) BCN_ADVANCE(1) BCN_ADVANCE(2) BCN_ADVANCE(3)                               \
   BCN_CLEAR(0) BCN_CLEAR(1) BCN_CLEAR(2) BCN_CLEAR(3)                                       \
   "movi v20.16b, #1\n"                                                                      \
   "cbz %w[more], 2f\n"                                                                      \
   "1:\n"                                                                                    \
-  "subs %w[more], %w[more], #1\n"                                                           \
   step                                                                                      \
+  "subs %w[more], %w[more], #1\n"                                                           \
   "b.ne 1b\n"                                                                               \
   "2:\n"                                                                                    \
   BCN_STEP_WITHOUT_LOADS
@@ -132,7 +135,7 @@ struct TileInputs {
 #define BCN_SUMS(p) BCN_SUM(p, 0), BCN_SUM(p, 1), BCN_SUM(p, 2), BCN_SUM(p, 3)
 
 #define BCN_RUN(step)                                                                       \
-  asm volatile(BCN_NEEDS BCN_LOOP(step)                                                              \
+  asm volatile(BCN_NEEDS BCN_LOOP(step)                                                     \
                : BCN_SUMS(0), BCN_SUMS(1), BCN_SUMS(2), BCN_SUMS(3),                        \
                  [pixel0] "+&r"(in.pixels[0]), [pixel1] "+&r"(in.pixels[1]),                \
                  [pixel2] "+&r"(in.pixels[2]), [pixel3] "+&r"(in.pixels[3]),                \
