@@ -32,18 +32,42 @@ if TYPE_CHECKING:
 
 Embed = Callable[[np.ndarray], np.ndarray]
 BATCH = 8
-TINY = 'untrained_tiny_256'
+TINY_PX = 256
+TINY = f'untrained_tiny_{TINY_PX}'
 
 
-def networks(folder: Path) -> dict[str, Path]:
+def networks(folder: Path, data: Path) -> dict[str, Path]:
     """Return the shipped network and an untrained tiny one, which is made once in `folder`."""
     from bicrossnet_ros.encoder import default_model_path
 
     tiny = folder / f'{TINY}.safetensors'
     if not tiny.exists():
-        seneca.run('training.export', '--untrained', 'tiny', '--input-px', '256', '--out', tiny)
+        make_untrained(tiny, read_images(data, 32))
     shipped = default_model_path()
     return {shipped.stem: shipped, TINY: tiny}
+
+
+def make_untrained(path: Path, images: list[np.ndarray]) -> None:
+    """Write a tiny network of random weights whose BatchNorm knows what passes through it.
+
+    With the statistics it starts with, its maps grow to 1e8, where a float32 no longer holds the
+    difference that a unit adds: no two runtimes agree on such a network, nor does any use it.
+    """
+    import torch
+
+    from bicrossnet_ros.engine.model_file import write_model
+    from bicrossnet_ros.preprocess import Preprocessing, prepare
+    from training.averaging import reestimate_norms
+    from training.export import make_model
+    from training.models.bnext import make_bnext
+
+    torch.manual_seed(0)
+    network = make_bnext('tiny')
+    size = Preprocessing(TINY_PX, TINY_PX)
+    inputs = np.concatenate([prepare(image[None], size) for image in images])
+    reestimate_norms(network, torch.from_numpy(inputs).split(BATCH))
+    training = {'recipe': 'untrained, BatchNorm estimated'}
+    write_model(path, make_model(network.eval(), name=TINY, input_px=TINY_PX, training=training))
 
 
 def runtimes(path: Path, lce: Path | None) -> dict[str, Embed]:
@@ -211,7 +235,7 @@ def main() -> int:
     arguments = parser.parse_args()
     out, data = arguments.out.resolve(), arguments.data.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    models = networks(out)
+    models = networks(out, data)
     counts = (arguments.images, arguments.images // 3)
     agreement = [
         row

@@ -168,7 +168,7 @@ def report(result: dict[str, Any]) -> dict[str, str]:
     sections = {'bench/encoder.py': f'{what}\n\n{encoder_table(result["networks"])}'}
     missing = {group['larq'] for group in result['networks'] if LARQ not in names_of(group)}
     if missing:
-        sections['bench/encoder.py'] += f'\n\nLarq: not installed ({"; ".join(missing)})'
+        sections['bench/encoder.py'] += f'\n\nLarq does not run here: {"; ".join(missing)}'
     if result['layers']:
         tables = [
             f'{name}, clock {rows[0]["clock_hz"] / 1e9:.2f} GHz\n\n{layer_table(rows)}'
@@ -217,8 +217,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             arguments = model, options.input_px, options.backends, options.rounds
             result['layers'][size] = measure_layers(*arguments)
             result['stages'][size] = measure_stages(*arguments)
-        for backend in [] if options.no_start else [*options.backends[:1], 'onnxruntime']:
-            result['start'].append({'network': size} | measure_start(path, backend=backend))
+        for backend in [*options.backends[:1], 'onnxruntime'] if options.starts else []:
+            started = measure_start(path, backend=backend, runs=options.starts)
+            result['start'].append({'network': size} | started)
     return result
 
 
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=20.0, help='at most, of a network')
     parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall', help='cpu: 1 thread')
     parser.add_argument('--layers', action='store_true', help='convolutions and stages, too')
-    parser.add_argument('--no-start', action='store_true', help='without start-up and memory')
+    parser.add_argument('--starts', type=int, default=5, help='processes; 0: no start-up, memory')
     parser.add_argument('--larq-python', type=Path, default=Path(sys.executable))
     parser.add_argument('--larq-folder', type=Path, help='keeps the converted networks')
     parser.add_argument('--json', type=Path)

@@ -14,7 +14,6 @@ from typing import Any
 from document import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RUNS = 5
 
 # The clock of perf_counter is the machine's, so that a child may subtract a time of its parent.
 CHILD = """
@@ -39,8 +38,8 @@ print(json.dumps(dict(runtime=encoder.runtime, python_s=python - began, import_s
 """
 
 
-def measure_start(path: Path, *, backend: str) -> dict[str, Any]:
-    """Medians over `RUNS` processes; the file is in the system's cache after the first.
+def measure_start(path: Path, *, backend: str, runs: int) -> dict[str, Any]:
+    """Medians over `runs` processes; the file is in the system's cache after the first.
 
     Parameters
     ----------
@@ -48,20 +47,23 @@ def measure_start(path: Path, *, backend: str) -> dict[str, Any]:
         Model file.
     backend : str
         Value of BICROSSNET_BACKEND.
+    runs : int
+        Processes that count, after one that does not.
     """
     code = CHILD.format(repository=str(REPOSITORY), bench=str(Path(__file__).parent))
     environment = os.environ | {'BICROSSNET_BACKEND': backend}
-    runs = []
-    for _ in range(RUNS + 1):
+    results = []
+    for _ in range(runs + 1):
         command = [sys.executable, '-c', code, str(time.perf_counter()), str(path)]
         done = subprocess.run(
             command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        runs.append(json.loads(done.stdout))
-    result = {
-        key: statistics.median(run[key] for run in runs[1:]) for key in runs[0] if key != 'runtime'
+        results.append(json.loads(done.stdout))
+    first, *counted = results
+    medians = {
+        key: statistics.median(one[key] for one in counted) for key in first if key != 'runtime'
     }
-    return {'runtime': runs[0]['runtime'], 'file_bytes': path.stat().st_size, **result}
+    return {'runtime': first['runtime'], 'file_bytes': path.stat().st_size, **medians}
 
 
 def start_table(rows: list[dict[str, Any]]) -> str:

@@ -100,7 +100,7 @@ def make_map(
     large: what changes between two flights lies where tiles differ, too.
     """
     rng = np.random.default_rng(seed)
-    rank = min(RANK, dim)
+    rank = min(RANK, dim - 1)  # one direction is the mean's
     deviations = np.sqrt(spectrum()[:rank]).astype(np.float32)
     tiles = np.empty((rank, count), np.float32)
     for component, deviation in zip(tiles, deviations, strict=True):
