@@ -28,6 +28,7 @@ from contenders import (
     ENGINE,
     LARQ,
     ORT,
+    TORCH,
     Contender,
     Larq,
     Task,
@@ -47,7 +48,7 @@ sys.path.insert(0, str(REPOSITORY))
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 SIZES = ('nano', 'tiny', 'small', 'middle', 'large')
-PEERS = (ORT, CONVNEXT, LARQ)
+PEERS = (ORT, CONVNEXT, TORCH, LARQ)
 PAUSE_S = 0.003  # lets threads of the last call fall asleep
 
 
@@ -142,33 +143,51 @@ def ratio(slower: list[float], faster: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
-def encoder_table(groups: list[dict[str, Any]]) -> str:
-    """Format what `measure` returned."""
+def time_table(groups: list[dict[str, Any]]) -> str:
+    """All contenders of a network, number of images and threads in a line."""
+    names = list(dict.fromkeys(one['name'] for group in groups for one in group['rows']))
+    lines = []
+    for group in groups:
+        for threads in dict.fromkeys(one['threads'] for one in group['rows']):
+            found = {one['name']: one for one in group['rows'] if one['threads'] == threads}
+            cells = [group['network'], str(group['batch']), str(threads)]
+            for name in names:
+                one = found.get(name)
+                cells.append(f'{one["median_ms"]:.1f} ({one["min_ms"]:.1f})' if one else '-')
+            lines.append(cells)
+    return markdown(['network', 'images', 'threads', *names], lines)
+
+
+def ratio_table(groups: list[dict[str, Any]]) -> str:
+    """How many times as fast as its peers the engine is."""
     lines = []
     for group in groups:
         for one in group['rows']:
+            if not one['name'].startswith(ENGINE):
+                continue
             cells = [group['network'], str(group['batch']), str(one['threads']), one['name']]
-            cells += [f'{one["median_ms"]:.1f}', f'{one["min_ms"]:.1f}']
-            engine_row = one['name'].startswith(ENGINE)
-            for peer in PEERS:
-                found = one['ratios'].get(peer) if engine_row or peer == ORT else None
-                cells.append(f'{found:.1f}x' if found else '')
+            found = [one['ratios'].get(peer) for peer in PEERS]
+            cells += [f'{value:.1f}x' if value else '-' for value in found]
             scaled = one['over_one_thread']
-            cells.append(f'{scaled:.2f}x' if scaled else '')
-            cells.append(f'{one["nbytes"] / 1e6:.1f}' if one['nbytes'] else '')
+            cells += [f'{scaled:.2f}x' if scaled else '', f'{one["nbytes"] / 1e6:.1f}']
             lines.append(cells)
-    titles = ['network', 'images', 'threads', 'runs in', 'median, ms', 'minimum']
-    titles += [f'{"Larq" if peer == LARQ else peer} / this' for peer in PEERS]
-    return markdown([*titles, '1 thread / this', 'weights and buffers, MB'], lines)
+    titles = ['network', 'images', 'threads', 'engine']
+    titles += [f'faster than {peer}' for peer in PEERS]
+    return markdown([*titles, 'than one thread', 'weights and buffers, MB'], lines)
 
 
 def report(result: dict[str, Any]) -> dict[str, str]:
     """Markdown of every section."""
-    what = f'{result["cpu"]}; input {result["input_px"]} px; {result["clock"]} time'
-    sections = {'bench/encoder.py': f'{what}\n\n{encoder_table(result["networks"])}'}
-    missing = {group['larq'] for group in result['networks'] if LARQ not in names_of(group)}
-    if missing:
-        sections['bench/encoder.py'] += f'\n\nLarq does not run here: {"; ".join(missing)}'
+    groups = result['networks']
+    what = (
+        f'{result["cpu"]}; input {result["input_px"]} px; {result["clock"]} time, ms: median of '
+    )
+    what += f'{min(group["rounds"] for group in groups)} or more rounds (minimum)'
+    for group in groups:
+        if LARQ not in {one['name'] for one in group['rows']}:
+            what += f'. Larq does not run {group["network"]} here: {group["larq"]}'
+    text = f'{what}\n\n{time_table(groups)}\n\n{ratio_table(groups)}'
+    sections = {'bench/encoder.py': text}
     if result['layers']:
         tables = [
             f'{name}, clock {rows[0]["clock_hz"] / 1e9:.2f} GHz\n\n{layer_table(rows)}'
@@ -180,11 +199,6 @@ def report(result: dict[str, Any]) -> dict[str, str]:
     if result['start']:
         sections['bench/encoder.py start'] = start_table(result['start'])
     return sections
-
-
-def names_of(group: dict[str, Any]) -> set[str]:
-    """Names of the contenders that ran."""
-    return {one['name'] for one in group['rows']}
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
