@@ -121,13 +121,21 @@ inline void store_dots(const TileAvx512& tile, int pixel, Words mismatches0, Wor
   else _mm512_mask_storeu_epi16(to, tile.channels, dots);
 }
 
+// Without this, compilers load weights again for every pixel, or copy counters around.
+inline void keep_in_register(Words& x) { __asm__("" : "+v"(x)); }
+
 // Two words of a tile's weights, the second joined with the first.
 struct PairOfWeights {
   Words first[kTileVectors], joined[kTileVectors];
 
   explicit PairOfWeights(const uint8_t* from)
       : first{load_words(from), load_words(from + 64)},
-        joined{load_words(from + 128), load_words(from + 192)} {}
+        joined{load_words(from + 128), load_words(from + 192)} {
+    for (int v = 0; v < kTileVectors; ++v) {
+      keep_in_register(first[v]);
+      keep_in_register(joined[v]);
+    }
+  }
 };
 
 // Counts by twos, for one pixel and 16 channels; see the top.
@@ -141,11 +149,13 @@ struct TwosCounter {
   void add(const uint8_t* pair, Words first, Words joined) {
     const Words x = _mm512_xor_si512(first, broadcast(pair));
     const Words sum =
-        _mm512_ternarylogic_epi32(broadcast(pair + kWordBytes), joined, odd, 0x96);
+        _mm512_ternarylogic_epi32(odd, joined, broadcast(pair + kWordBytes), 0x96);
     // The carry of odd + x + y, given their sum: odd where it equals x, else not the sum.
     const Words carry = _mm512_ternarylogic_epi32(x, sum, odd, 0xb2);
     twos = _mm512_add_epi32(twos, _mm512_popcnt_epi32(carry));
     odd = sum;
+    keep_in_register(twos);
+    keep_in_register(odd);
   }
   Words total() const {
     return _mm512_add_epi32(_mm512_add_epi32(twos, twos), _mm512_popcnt_epi32(odd));
