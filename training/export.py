@@ -34,6 +34,13 @@ from bicrossnet_ros.engine.model_file import (
 )
 from bicrossnet_ros.errors import BiCrossNetError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
+from training.agreement import (
+    IMAGES,
+    UNTRAINED,
+    check_files,
+    images_below,
+    structured_images,
+)
 from training.checkpoint import (
     checkpoint_config,
     git_revision,
@@ -175,7 +182,7 @@ def untrained(like: str, *, name: str, input_px: int, seed: int) -> Model:
             f'--untrained {like}: expected one of {", ".join(CHANNELS)}, or a .safetensors model'
         )
     torch.manual_seed(seed)
-    training = {'recipe': 'untrained', 'seed': seed, 'git_revision': git_revision()}
+    training = {'recipe': UNTRAINED, 'seed': seed, 'git_revision': git_revision()}
     return make_model(BNext(channels), name=name, input_px=input_px, training=training)
 
 
@@ -205,8 +212,6 @@ def write_formats(
     ModelError
         If a format cannot be made, or does not agree; then no file has changed.
     """
-    from training.agreement import check_files
-
     with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix='.export-') as folder:
         drafts = [Path(folder, path.name) for path in paths]
         for draft in drafts:
@@ -244,8 +249,6 @@ def _paths(out: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def _check_images(folder: Path | None, size_px: int) -> NDArray[np.uint8]:
-    from training.agreement import IMAGES, images_below, structured_images
-
     if folder is None:
         return structured_images(IMAGES, size_px=size_px)
     return images_below(folder, size_px=size_px)
