@@ -75,28 +75,29 @@ inline __m128i load_bytes(const uint8_t* from, int bytes) {
   return _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
 }
 
-// Offsets of 16 bytes of two rows: 32 nibbles, the lower of a byte first.
-inline void write_offsets(__m128i a, __m128i b, uint16_t* to) {
+// Offsets of 8 bytes of two rows, or of 16: two nibbles a byte, the lower one first.
+inline void write_offsets(__m128i a, __m128i b, bool all_16, uint16_t* to) {
   const __m128i nibble = _mm_set1_epi8(0x0f), zero = _mm_setzero_si128();
   const __m128i lower = _mm_or_si128(_mm_and_si128(a, nibble),
                                      _mm_slli_epi16(_mm_and_si128(b, nibble), 4));
   const __m128i upper = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a, 4), nibble),
                                      _mm_andnot_si128(nibble, b));
-  const __m128i numbers[2] = {_mm_unpacklo_epi8(lower, upper), _mm_unpackhi_epi8(lower, upper)};
-  for (int i = 0; i < 2; ++i, to += 16) {
-    const __m128i first = _mm_slli_epi16(_mm_unpacklo_epi8(numbers[i], zero), 4);
-    const __m128i second = _mm_slli_epi16(_mm_unpackhi_epi8(numbers[i], zero), 4);
+  const auto write_8 = [zero](__m128i numbers, uint16_t* to) {
+    const __m128i first = _mm_slli_epi16(_mm_unpacklo_epi8(numbers, zero), 4);
+    const __m128i second = _mm_slli_epi16(_mm_unpackhi_epi8(numbers, zero), 4);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), first);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8), second);
-  }
+  };
+  write_8(_mm_unpacklo_epi8(lower, upper), to);
+  if (all_16) write_8(_mm_unpackhi_epi8(lower, upper), to + 16);
 }
 
 // One block of depth of two rows.
 inline void write_block_offsets(const uint8_t* a, const uint8_t* b, int bytes, uint16_t* to) {
-  write_offsets(load_bytes(a, bytes), load_bytes(b, bytes), to);
+  write_offsets(load_bytes(a, bytes), load_bytes(b, bytes), bytes > 8, to);
   if (bytes <= 16) return;
   const int last = bytes - 16;
-  write_offsets(load_bytes(a + last, 16), load_bytes(b + last, 16), to + 2 * last);
+  write_offsets(load_bytes(a + last, 16), load_bytes(b + last, 16), true, to + 2 * last);
 }
 
 // offsets: [group][block]. A last pixel without a partner is its own.
@@ -217,11 +218,41 @@ Register<V> lookup(uint16_t offset, Register<V> weights) {
   return V::lookup(V::table(kPairTables.bytes + offset), weights);
 }
 
-// Mismatches of two pixels with a tile, in words: first half of the channels, second half.
+// Where the dots of a tile go.
 template <class V>
-struct PairSums {
-  Register<V> first[2], second[2];
+struct TileShuffle {
+  const uint8_t* weights;
+  size_t row_bytes;
+  int16_t* dots;
+  size_t dot_stride;
+  int channels;
+  Register<V> depth;
 };
+
+// Mismatches of a pixel with a tile, in words: the first half of the channels, the second half.
+template <class V>
+struct PixelSums {
+  Register<V> halves[2];
+
+  PixelSums operator+(const PixelSums& other) const {
+    return {V::add16(halves[0], other.halves[0]), V::add16(halves[1], other.halves[1])};
+  }
+};
+
+// dots = depth - 2 * mismatches
+template <class V>
+void store_dots(const TileShuffle<V>& tile, int pixel, const PixelSums<V>& mismatches) {
+  int16_t* to = tile.dots + pixel * tile.dot_stride;
+  const PixelSums<V> twice = mismatches + mismatches;
+  const Register<V> dots[2] = {V::subtract16(tile.depth, twice.halves[0]),
+                               V::subtract16(tile.depth, twice.halves[1])};
+  if (tile.channels >= V::width) {
+    V::store(to, dots[0]);
+    V::store(to + V::width / 2, dots[1]);
+  } else {
+    memcpy(to, dots, tile.channels * sizeof(int16_t));
+  }
+}
 
 // Counters of some pairs of pixels. A recursion where a loop over an array would do: compilers
 // keep these in registers, while arrays pass through memory.
@@ -251,14 +282,31 @@ struct PairGroup {
   }
   // Compilers would rather add up several sums first, and run out of registers.
   static void keep_here(Register<V>& x) { __asm__("" : "+x"(x)); }
-  void add_to(PairSums<V>* sums) const {
-    const Register<V> even = V::set16(0x00ff), odd_first = V::template right16<8>(low);
-    const Register<V> seconds = V::subtract16(high, V::template left16<4>(odd_first));
-    sums->first[0] = V::add16(sums->first[0], V::both(low, even));
-    sums->first[1] = V::add16(sums->first[1], odd_first);
-    sums->second[0] = V::add16(sums->second[0], V::both(seconds, even));
-    sums->second[1] = V::add16(sums->second[1], V::template right16<8>(seconds));
-    others.add_to(sums + 1);
+
+  PixelSums<V> first() const {
+    return {V::both(low, V::set16(0x00ff)), V::template right16<8>(low)};
+  }
+  PixelSums<V> second() const {
+    const Register<V> odd_first = V::template right16<8>(low);
+    const Register<V> words = V::subtract16(high, V::template left16<4>(odd_first));
+    return {V::both(words, V::set16(0x00ff)), V::template right16<8>(words)};
+  }
+  // sums: of the pixels, one after another.
+  void put(PixelSums<V>* sums) const {
+    sums[0] = first();
+    sums[1] = second();
+    others.put(sums + 2);
+  }
+  void add_to(PixelSums<V>* sums) const {
+    sums[0] = sums[0] + first();
+    sums[1] = sums[1] + second();
+    others.add_to(sums + 2);
+  }
+  // sums: of the blocks before, or null. pixels: how many there are from this pixel on.
+  void store(const TileShuffle<V>& tile, int pixel, int pixels, const PixelSums<V>* sums) const {
+    store_dots<V>(tile, pixel, sums ? sums[0] + first() : first());
+    if (pixels > 1) store_dots<V>(tile, pixel + 1, sums ? sums[1] + second() : second());
+    others.store(tile, pixel + 2, pixels - 2, sums ? sums + 2 : nullptr);
   }
 };
 
@@ -267,70 +315,35 @@ struct PairGroup<V, 0> {
   void start() {}
   void add(const uint16_t*, Register<V>, Register<V>, Register<V>) {}
   void add(const uint16_t*, Register<V>, Register<V>) {}
-  void add_to(PairSums<V>*) const {}
+  void put(PixelSums<V>*) const {}
+  void add_to(PixelSums<V>*) const {}
+  void store(const TileShuffle<V>&, int, int, const PixelSums<V>*) const {}
 };
 
-// One block of depth of a tile and a group.
 template <class V, int kPairs>
-void add_block(const uint8_t* weights, int bytes, const BlockOffsets& block, PairSums<V>* sums) {
-  const uint16_t* offsets = block[0];
-  PairGroup<V, kPairs> group;
-  group.start();
-  for (; bytes >= 3; bytes -= 3, weights += 3 * V::width, offsets += 6) {
-    const Nibbles<V> a(weights), b(weights + V::width);
-    group.add(offsets, a.lower, a.upper, b.lower);
-    const Nibbles<V> c(weights + 2 * V::width);
-    group.add(offsets + 3, b.upper, c.lower, c.upper);
-  }
-  for (; bytes > 0; --bytes, weights += V::width, offsets += 2) {
-    const Nibbles<V> a(weights);
-    group.add(offsets, a.lower, a.upper);
-  }
-  group.add_to(sums);
-}
-
-// Where the dots of a tile go.
-template <class V>
-struct TileShuffle {
-  const uint8_t* weights;
-  size_t row_bytes;
-  int16_t* dots;
-  size_t dot_stride;
-  int channels;
-  Register<V> depth;
-};
-
-// dots = depth - 2 * mismatches
-template <class V>
-void store_dots(const TileShuffle<V>& tile, int pixel, const Register<V> (&mismatches)[2]) {
-  constexpr int kHalf = V::width / 2;
-  int16_t* to = tile.dots + pixel * tile.dot_stride;
-  Register<V> dots[2];
-  for (int i = 0; i < 2; ++i) {
-    dots[i] = V::subtract16(tile.depth, V::add16(mismatches[i], mismatches[i]));
-  }
-  if (tile.channels >= V::width) {
-    V::store(to, dots[0]);
-    V::store(to + kHalf, dots[1]);
-  } else {
-    memcpy(to, dots, tile.channels * sizeof(int16_t));
-  }
-}
-
-template <class V, int kPairs>
-void multiply_group(const TileShuffle<V>& tile, const BlockOffsets* offsets, int pixel,
-                    int pixels) {
-  PairSums<V> sums[kPairs] = {};
+void multiply_group(const TileShuffle<V>& tile, const BlockOffsets* block, int pixel, int pixels) {
   const uint8_t* weights = tile.weights;
-  for (size_t left = tile.row_bytes; left > 0; ++offsets) {
-    const int bytes = left < kBlockBytes ? static_cast<int>(left) : kBlockBytes;
-    add_block<V, kPairs>(weights, bytes, *offsets, sums);
-    weights += bytes * V::width;
+  PixelSums<V> memory[2 * kPairs];
+  PixelSums<V>* sums = nullptr;  // of the blocks before
+  for (int left = static_cast<int>(tile.row_bytes);; ++block) {
+    const uint16_t* offsets = (*block)[0];
+    PairGroup<V, kPairs> group;
+    group.start();
+    int bytes = left < kBlockBytes ? left : kBlockBytes;
     left -= bytes;
-  }
-  for (int i = 0; i < kPairs; ++i) {
-    store_dots<V>(tile, pixel + 2 * i, sums[i].first);
-    if (2 * i + 1 < pixels) store_dots<V>(tile, pixel + 2 * i + 1, sums[i].second);
+    for (; bytes >= 3; bytes -= 3, weights += 3 * V::width, offsets += 6) {
+      const Nibbles<V> a(weights), b(weights + V::width);
+      group.add(offsets, a.lower, a.upper, b.lower);
+      const Nibbles<V> c(weights + 2 * V::width);
+      group.add(offsets + 3, b.upper, c.lower, c.upper);
+    }
+    for (; bytes > 0; --bytes, weights += V::width, offsets += 2) {
+      const Nibbles<V> a(weights);
+      group.add(offsets, a.lower, a.upper);
+    }
+    if (left == 0) return group.store(tile, pixel, pixels, sums);
+    if (sums) group.add_to(sums);
+    else group.put(sums = memory);
   }
 }
 
