@@ -1,8 +1,13 @@
 """open_encoder: every kind of model file, and every kind of wrong one."""
 
+import dataclasses
+import gc
 import json
 import shutil
+import subprocess
+import sys
 import threading
+import weakref
 
 import cv2
 import numpy as np
@@ -10,9 +15,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bicrossnet_ros.encoder import default_model_path, open_encoder
-from bicrossnet_ros.engine.model_file import METADATA_KEY, ModelMetadata, file_sha256, read_model
+from bicrossnet_ros.encoder import _warn_once, default_model_path, open_encoder
+from bicrossnet_ros.engine import native, native_runtime
+from bicrossnet_ros.engine.model_file import (
+    METADATA_KEY,
+    Model,
+    ModelMetadata,
+    file_sha256,
+    read_model,
+    write_model,
+)
 from bicrossnet_ros.engine.onnx_graph import build_onnx
+from bicrossnet_ros.engine.runtime import FreeList
 from bicrossnet_ros.errors import ConfigError, ImageError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing
 
@@ -133,14 +147,14 @@ def test_retrieval_agrees_with_torch(encoder):
     noise = rng.normal(0, 8, queries.shape)
     queries = np.clip(queries + noise, 0, 255).astype(np.uint8)
     by_torch = [embed(network, patches, encoder.preprocessing) for patches in (tiles, queries)]
-    by_onnx = [encoder.encode(patches) for patches in (tiles, queries)]
-    for one, other in zip(by_torch, by_onnx, strict=True):
+    by_encoder = [encoder.encode(patches) for patches in (tiles, queries)]
+    for one, other in zip(by_torch, by_encoder, strict=True):
         cosines = (one * other).sum(axis=1)
         assert np.median(cosines) > 0.999
         assert cosines.min() > 0.98
-    best = [(queries @ tiles.T).argmax(axis=1) for tiles, queries in (by_torch, by_onnx)]
+    best = [(queries @ tiles.T).argmax(axis=1) for tiles, queries in (by_torch, by_encoder)]
     assert np.mean(best[0] == best[1]) >= 0.95
-    for tiles, queries in (by_torch, by_onnx):
+    for tiles, queries in (by_torch, by_encoder):
         assert recall_at(tiles, queries)['recall_at_1'] > 0.3
 
 
@@ -161,12 +175,109 @@ def test_retrieval_agrees_with_torch_on_real_scenes(encoder, rsscn7):
     views = [np.stack(side) for side in zip(*pairs, strict=True)]
     network = network_from_model(read_model(default_model_path()))
     by_torch = [embed(network, patches, encoder.preprocessing) for patches in views]
-    by_onnx = [encoder.encode(patches) for patches in views]
-    figures = [recall_at(tiles, queries) for tiles, queries in (by_torch, by_onnx)]
+    by_encoder = [encoder.encode(patches) for patches in views]
+    figures = [recall_at(tiles, queries) for tiles, queries in (by_torch, by_encoder)]
     for name in figures[0]:
         assert abs(figures[0][name] - figures[1][name]) <= 0.02, name
     assert figures[1]['recall_at_1'] > 0.15  # untrained: 0.06; chance: 0.01
-    assert np.median((by_torch[1] * by_onnx[1]).sum(axis=1)) > 0.999
+    assert np.median((by_torch[1] * by_encoder[1]).sum(axis=1)) > 0.999
+
+
+def test_model_files_fly_in_the_native_engine():
+    """And import neither ONNX Runtime nor onnx, which would double the time to start."""
+    if not native.backends():
+        pytest.skip('the engine is not built')
+    code = """
+import sys
+import numpy as np
+from bicrossnet_ros.encoder import default_model_path, open_encoder
+encoder = open_encoder(default_model_path())
+encoder.encode(np.zeros((1, 96, 96, 3), np.uint8))
+print(encoder.runtime, sorted({'onnx', 'onnxruntime', 'torch', 'faiss'} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert run.stdout == f'native {native.default_backend()} []\n'
+    assert run.stderr == ''
+
+
+@pytest.mark.parametrize('backend', native.backends())
+def test_every_back_end_gives_the_same_embeddings(backend, encoder, monkeypatch):
+    monkeypatch.setenv('BICROSSNET_BACKEND', backend)
+    forced = open_encoder(default_model_path())
+    assert forced.runtime == f'native {backend}'
+    np.testing.assert_array_equal(forced.encode(ground(2)), encoder.encode(ground(2)))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'reason'),
+    [
+        ('BICROSSNET_BACKEND', 'onnxruntime', 'is set; unset it'),
+        ('BICROSSNET_BACKEND', 'mmx', "'mmx': no such back end"),
+        ('BICROSSNET_ENGINE_LIBRARY', '/nowhere/engine.so', 'the engine was not built'),
+    ],
+)
+def test_onnx_runtime_stands_in_for_the_engine(name, value, reason, encoder, monkeypatch, caplog):
+    if not native.backends():
+        pytest.skip('the engine is not built')
+    _warn_once.cache_clear()
+    monkeypatch.setenv(name, value)
+    for _ in range(2):
+        stand_in = open_encoder(default_model_path())
+    assert stand_in.runtime.startswith('ONNX Runtime ')
+    assert stand_in.model_id == encoder.model_id
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING'
+    assert 'ONNX Runtime, which is slower, stands in' in record.getMessage()
+    assert reason in record.getMessage()
+    cosines = (stand_in.encode(ground(8)) * encoder.encode(ground(8))).sum(axis=1)
+    assert np.median(cosines) > 0.999
+
+
+def test_encoders_of_one_file_share_its_weights(tmp_path):
+    if not native.backends():
+        pytest.skip('the engine is not built')
+    path = shutil.copy(default_model_path(), tmp_path / 'copy.safetensors')
+    first, second = open_encoder(path), open_encoder(default_model_path(), threads=2)
+    weights = weakref.ref(first._runtime._weights)
+    assert second._runtime._weights is weights()
+    np.testing.assert_array_equal(first.encode(ground(1)), second.encode(ground(1)))
+    key = (first.model_id, native.default_backend())
+    assert key in native_runtime._shared
+
+
+def test_weights_go_with_the_last_encoder(tmp_path):
+    if not native.backends():
+        pytest.skip('the engine is not built')
+    model = read_model(default_model_path())
+    metadata = dataclasses.replace(model.metadata, name='another')
+    write_model(tmp_path / 'another.safetensors', Model(metadata, model.tensors))
+    encoder = open_encoder(tmp_path / 'another.safetensors')
+    weights = weakref.ref(encoder._runtime._weights)
+    assert weights() is not None
+    del encoder
+    gc.collect()
+    assert weights() is None
+
+
+def test_free_list_makes_another_only_when_all_are_lent():
+    made = []
+    items = FreeList(lambda: made.append(None) or len(made))
+    assert len(made) == 1
+    with items.lend() as first, items.lend() as second:
+        assert {first, second} == {1, 2}
+    with pytest.raises(KeyError), items.lend():
+        raise KeyError
+    with items.lend() as one, items.lend() as other:
+        assert {one, other} == {1, 2}
+
+
+def test_free_list_leaves_behind_what_a_fork_cuts_off():
+    items = FreeList(object)
+    with items.lend() as before:
+        pass
+    items._process -= 1  # as in a forked process, whose number is another
+    with items.lend() as after:
+        assert after is not before
 
 
 def test_wrong_threads():

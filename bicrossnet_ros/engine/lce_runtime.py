@@ -120,7 +120,7 @@ def unpack(data: bytes, *, source: str) -> tuple[ModelMetadata, bytes]:
             graph = data[: archive.infolist()[0].header_offset]
             values = json.loads(archive.read(ENTRY))
         text, digest = json.dumps(values['model'], sort_keys=True), values['sha256']
-    except (zipfile.BadZipFile, IndexError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # damage makes zipfile and decompressors raise a dozen classes
         raise ModelError(
             f'{source}: no readable entry {ENTRY!r} behind its graph ({error!r}), so its '
             f'preprocessing is unknown; copy it again or {_REMEDY}'
