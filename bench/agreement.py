@@ -1,14 +1,15 @@
 """How closely the runtimes of one network agree on real imagery, and that retrieval does not care.
 
-    python bench/agreement.py [--data DIR] [--out DIR] [--images 240] [--lce DIR] [--skip-recall]
+    python bench/agreement.py [--data DIR] [--out DIR] [--images 240] [--skip-recall]
+    python bench/agreement.py --larq-python LARQ_ENVIRONMENT/bin/python
 
 A rounding that differs flips the sign of an activation near its threshold, and the flips cascade:
-two runtimes never give the same embedding. The first table is the distribution of the cosine
+no two runtimes give the same embeddings. The first table is the distribution of the cosine
 between a runtime's embedding of an image and that of torch in float32, for the shipped network
 and for an untrained tiny one at 256 px, on scenes of RSSCN7 and frames of Seneca. The second is
-the recall of retrieval on Seneca (best tiles within 25 m, no registration), each runtime with the
-gallery it made itself. Larq takes part where DIR holds the networks as NAME.tflite
-(python -m training.export writes them) and its interpreter is installed.
+the recall of retrieval on Seneca (best tiles within 25 m, no registration) with the engine and
+with ONNX Runtime, each with the gallery it made itself. Larq (extra `lce`) takes part in the first
+one where --larq-python names an interpreter that has it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
     from bicrossnet_ros.engine.model_file import Model
 
 Embed = Callable[[np.ndarray], np.ndarray]
+VARIABLE = 'BICROSSNET_BACKEND'
 BATCH = 8
+UNMOVED = 1e-6  # of the cosine: less than any flipped sign makes, more than a rounding alone
 TINY_PX = 256
 TINY = f'untrained_tiny_{TINY_PX}'
 
@@ -70,27 +75,63 @@ def make_untrained(path: Path, images: list[np.ndarray]) -> None:
     write_model(path, make_model(network.eval(), name=TINY, input_px=TINY_PX, training=training))
 
 
-def runtimes(path: Path, lce: Path | None) -> dict[str, Embed]:
+# Runs in the environment of Larq, whose numpy is an older one.
+LARQ = """
+import sys
+from pathlib import Path
+import numpy as np
+import larq_worker
+from bicrossnet_ros.engine.lce_runtime import open_lce
+
+model, target, inputs, outputs = map(Path, sys.argv[1:])
+if not target.exists():
+    larq_worker.convert(model, target)
+_, runtime = open_lce(target, threads=1)
+np.save(outputs, runtime.run(np.load(inputs)))
+"""
+
+
+def runtimes(path: Path, larq_python: Path | None) -> dict[str, Embed]:
     """Return every way to run a network that is at hand; torch in float32 is the first."""
     from bicrossnet_ros.engine import native, onnx_runtime
-    from bicrossnet_ros.engine.lce_runtime import open_lce
     from bicrossnet_ros.engine.model_file import read_model
 
     model = read_model(path)
     size = model.metadata.preprocessing
     _, onnx = onnx_runtime.from_model(model, source=path, threads=1)
-    found = {
-        'torch float32': by_torch(model, 'float32'),
-        'torch float64': by_torch(model, 'float64'),
-        onnx.name: onnx.run,
-    }
     network = native.NativeNetwork(model)  # tests show that all back ends give the same bits
     session = network.session(size.input_height_px, size.input_width_px)
-    found[f'native {network.backend}'] = session.run
-    if lce is not None:
-        _, larq = open_lce(lce / f'{path.stem}.tflite', threads=1)
-        found[larq.name] = larq.run
+    found = {
+        'PyTorch float32': in_batches(by_torch(model, 'float32')),
+        'PyTorch float64': in_batches(by_torch(model, 'float64')),
+        onnx.name: in_batches(onnx.run),
+        f'native {network.backend}': session.run,
+    }
+    if larq_python is not None:
+        found['Larq'] = lambda inputs: by_larq(path, larq_python, inputs)
     return found
+
+
+def in_batches(embed: Embed) -> Embed:
+    """Return the same with batches of bounded memory."""
+    return lambda inputs: np.concatenate(
+        [embed(inputs[k : k + BATCH]) for k in range(0, len(inputs), BATCH)]
+    )
+
+
+def by_larq(path: Path, python: Path, inputs: np.ndarray) -> np.ndarray:
+    """Embed in Larq, in another interpreter, which converts the network first."""
+    bench = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ('model.tflite', 'inputs.npy', 'outputs.npy')]
+        np.save(files[1], inputs)
+        subprocess.run(
+            [python, '-c', LARQ, path, *files],
+            cwd=seneca.REPOSITORY,
+            env={**os.environ, 'PYTHONPATH': f'{bench}{os.pathsep}{seneca.REPOSITORY}'},
+            check=True,
+        )
+        return np.load(files[2])
 
 
 def by_torch(model: Model, dtype: str) -> Embed:
@@ -127,14 +168,15 @@ def spread(length: int, count: int) -> list[int]:
     return sorted({int(k) for k in np.linspace(0, length - 1, min(count, length))})
 
 
-def embed_all(embed: Embed, inputs: np.ndarray) -> np.ndarray:
-    """Embed in small batches; rows of unit length, float64."""
-    rows = [embed(inputs[k : k + BATCH]) for k in range(0, len(inputs), BATCH)]
-    together = np.concatenate(rows).astype(np.float64)
-    return together / np.linalg.norm(together, axis=1, keepdims=True)
+def normalised(rows: np.ndarray) -> np.ndarray:
+    """Return rows of unit length in float64."""
+    rows = rows.astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def compare(name: str, path: Path, images: list[np.ndarray], lce: Path | None) -> list[dict]:
+def compare(
+    name: str, path: Path, images: list[np.ndarray], larq_python: Path | None
+) -> list[dict]:
     """Embed all images in every runtime; one row of figures each."""
     from bicrossnet_ros.engine.model_file import read_model
     from bicrossnet_ros.preprocess import prepare
@@ -142,9 +184,9 @@ def compare(name: str, path: Path, images: list[np.ndarray], lce: Path | None) -
     preprocessing = read_model(path).metadata.preprocessing
     inputs = np.concatenate([prepare(image[None], preprocessing) for image in images])
     rows, reference = [], None
-    for runtime, embed in runtimes(path, lce).items():
+    for runtime, embed in runtimes(path, larq_python).items():
         print(f'{name}: {runtime}, {len(inputs)} images', file=sys.stderr, flush=True)
-        embeddings = embed_all(embed, inputs)
+        embeddings = normalised(embed(inputs))
         if reference is None:
             reference = embeddings
             others = (reference @ reference.T)[~np.eye(len(reference), dtype=bool)]
@@ -157,6 +199,7 @@ def compare(name: str, path: Path, images: list[np.ndarray], lce: Path | None) -
                 'network': name,
                 'runtime': runtime,
                 **quantiles(cosines),
+                'unmoved': float((cosines > 1 - UNMOVED).mean()),
                 'identified': float(nearest.mean()),
             }
         )
@@ -169,48 +212,43 @@ def quantiles(cosines: np.ndarray) -> dict[str, float]:
     return {'min': float(lowest), 'percent_1': float(percent), 'median': float(median)}
 
 
-def recall(path: Path, data: Path, out: Path, lce: Path | None) -> list[dict]:
-    """Measure retrieval on Seneca for the engine, ONNX Runtime and, where given, Larq."""
+def recall(path: Path, data: Path, out: Path) -> list[dict]:
+    """Measure retrieval on Seneca with the engine and with ONNX Runtime."""
     from bicrossnet_ros.engine import native
 
     backend = native.default_backend()
-    ways = [(f'native {backend}', backend, path), ('ONNX Runtime', 'onnxruntime', path)]
-    if lce is not None:
-        ways.append(('Larq', '', lce / f'{path.stem}.tflite'))
     rows = []
-    for runtime, backend, file in ways:
-        with forced(backend):
+    for name, value in ((f'native {backend}', backend), ('ONNX Runtime', 'onnxruntime')):
+        with forced(value):
             options = ('--no-registration',)
-            rows += seneca.measure(runtime, file, data, out / runtime, replay_options=options)
+            folder = out / name.replace(' ', '_')
+            rows += seneca.measure(name, path, data, folder, replay_options=options)
     return rows
 
 
 @contextmanager
 def forced(backend: str):
-    """Let the processes that are started meanwhile use one back end; '' leaves them the choice."""
-    before = os.environ.pop('BICROSSNET_BACKEND', None)
-    if backend:
-        os.environ['BICROSSNET_BACKEND'] = backend
+    """Let the processes that are started meanwhile use one back end."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = backend
     try:
         yield
     finally:
-        os.environ.pop('BICROSSNET_BACKEND', None)
+        del os.environ[VARIABLE]
         if before is not None:
-            os.environ['BICROSSNET_BACKEND'] = before
+            os.environ[VARIABLE] = before
 
 
 def agreement_table(rows: list[dict]) -> str:
     """Format the distributions as Markdown."""
     lines = [
-        '| network | runtime | min | 1 % | median | identified |',
-        '|---|---|---|---|---|---|',
+        '| network | runtime | min | 1 % | median | no sign flipped | nearest is itself |',
+        '|---' * 7 + '|',
     ]
     for row in rows:
-        identified = f'{row["identified"]:.1%}' if 'identified' in row else ''
-        lines.append(
-            f'| {row["network"]} | {row["runtime"]} | {row["min"]:.5f} | {row["percent_1"]:.5f} '
-            f'| {row["median"]:.6f} | {identified} |'
-        )
+        shares = [f'{row[key]:.0%}' if key in row else '' for key in ('unmoved', 'identified')]
+        cells = [f'{row[key]:.5f}' for key in ('min', 'percent_1', 'median')]
+        lines.append('| ' + ' | '.join([row['network'], row['runtime'], *cells, *shares]) + ' |')
     return '\n'.join(lines)
 
 
@@ -230,7 +268,7 @@ def main() -> int:
     add('--data', type=Path, default=seneca.REPOSITORY.parent / 'shared' / 'data')
     add('--out', type=Path, default=seneca.REPOSITORY / 'out' / 'bench' / 'agreement')
     add('--images', type=int, default=240, help='images for the shipped network; a third for tiny')
-    add('--lce', type=Path, metavar='DIR', help='folder with NAME.tflite of both networks')
+    add('--larq-python', type=Path, help='interpreter of an environment with the extra lce')
     add('--skip-recall', action='store_true', help='only the first table')
     arguments = parser.parse_args()
     out, data = arguments.out.resolve(), arguments.data.resolve()
@@ -240,13 +278,13 @@ def main() -> int:
     agreement = [
         row
         for (name, path), count in zip(models.items(), counts, strict=True)
-        for row in compare(name, path, read_images(data, count), arguments.lce)
+        for row in compare(name, path, read_images(data, count), arguments.larq_python)
     ]
     print(agreement_table(agreement), flush=True)
     recalls = []
     if not arguments.skip_recall:
         shipped = next(iter(models.values()))
-        recalls = recall(shipped, data / 'seneca', out, arguments.lce)
+        recalls = recall(shipped, data / 'seneca', out)
         frames = len(list((data / 'seneca' / 'queries').iterdir()))
         print('\n' + recall_table(recalls, frames))
     results = {'agreement': agreement, 'recall': recalls}
