@@ -229,7 +229,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(f'{size}, layers', file=sys.stderr, flush=True)
             model = read_model(path)
             arguments = model, options.input_px, options.backends, options.rounds
-            result['layers'][size] = measure_layers(*arguments)
+            clock = time.thread_time if options.clock == 'cpu' else time.perf_counter
+            result['layers'][size] = measure_layers(*arguments, clock)
             result['stages'][size] = measure_stages(*arguments)
         for backend in [*options.backends[:1], 'onnxruntime'] if options.starts else []:
             started = measure_start(path, backend=backend, runs=options.starts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,7 @@ def macs(shape: Shape) -> int:
 
 
 def measure_layers(
-    model: Model, input_px: int, backends: list[str], rounds: int
+    model: Model, input_px: int, backends: list[str], rounds: int, clock: Callable[[], float]
 ) -> list[dict[str, Any]]:
     """Time every shape with every back end, all in turn; one row each.
 
@@ -73,14 +72,14 @@ def measure_layers(
         clocks.append(clock_hz())
         for key, call in calls.items():
             for _ in range(CALLS):
-                start = time.perf_counter()
+                start = clock()
                 call()
-                times[key].append(time.perf_counter() - start)
-    clock = statistics.median(clocks)
+                times[key].append(clock() - start)
+    cycles_per_second = statistics.median(clocks)
     rows = []
     for shape, backend in keys:
         seconds = statistics.median(times[shape, backend])
-        per_cycle = macs(shape) / (seconds * clock)
+        per_cycle = macs(shape) / (seconds * cycles_per_second)
         rows.append(
             {
                 'backend': backend,
@@ -91,7 +90,7 @@ def measure_layers(
                 'min_ms': 1e3 * min(times[shape, backend]),
                 'macs_per_cycle': per_cycle,
                 'share_of_peak': share_of_peak(backend, per_cycle),
-                'clock_hz': clock,
+                'clock_hz': cycles_per_second,
             }
         )
     return rows
