@@ -43,6 +43,7 @@ class Job:
     tiles: int
     dim: int
     queries: int
+    clock: str  # 'wall' or 'cpu'
 
 
 def blocks(job: Job) -> Any:

@@ -13,6 +13,7 @@ position. The embeddings are synthetic, with the statistics of real ones
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -62,9 +63,10 @@ def run_job(job: Job) -> dict[str, Any]:
     queries, centers_m = arrays['queries'], arrays['centers_m']
     east_m, north_m = positions_m(job.tiles)
     before = reset_peak_memory()
-    start = time.perf_counter()
+    clock = time.process_time if job.clock == 'cpu' else time.perf_counter
+    start = clock()
     index, search = BUILDERS[job.kind](job)
-    result: dict[str, Any] = {'build_s': time.perf_counter() - start}
+    result: dict[str, Any] = {'build_s': clock() - start}
     result['peak_bytes'] = peak_memory_bytes() - before
     result['index_bytes'] = index_bytes(index)
 
@@ -77,27 +79,29 @@ def run_job(job: Job) -> dict[str, Any]:
         allowed = np.hypot(east_m - center[0], north_m - center[1]) <= RADIUS_M
         return search(queries[begin : begin + count], allowed)[1]
 
-    result['everywhere'], found = timed(everywhere, job.queries)
+    result['everywhere'], found = timed(everywhere, job.queries, clock)
     result['found'] = found.tolist()
     if job.kind not in NO_SELECTOR:
-        result['nearby'], found = timed(nearby, job.queries)
+        result['nearby'], found = timed(nearby, job.queries, clock)
         result['found_nearby'] = found.tolist()
     return result
 
 
-def timed(search: Callable[[int, int], Any], queries: int) -> tuple[dict[str, float], Any]:
+def timed(
+    search: Callable[[int, int], Any], queries: int, clock: Callable[[], float]
+) -> tuple[dict[str, float], Any]:
     """Median milliseconds of a call with one query and with `BATCH`; all rows found."""
     search(0, 1)
     times: dict[int, list[float]] = {1: [], BATCH: []}
     found = []
     for begin in range(queries):
-        start = time.perf_counter()
+        start = clock()
         found.append(search(begin, 1))
-        times[1].append(time.perf_counter() - start)
+        times[1].append(clock() - start)
     for begin in range(0, queries - BATCH + 1, BATCH):
-        start = time.perf_counter()
+        start = clock()
         search(begin, BATCH)
-        times[BATCH].append(time.perf_counter() - start)
+        times[BATCH].append(clock() - start)
     return {str(n): 1e3 * statistics.median(t) for n, t in times.items()}, np.concatenate(found)
 
 
@@ -145,7 +149,7 @@ def measure(tiles: int, dim: int, kinds: list[str], options: argparse.Namespace)
     """All kinds of index over one map."""
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        job = Job(folder, 'flat', tiles, dim, options.queries)
+        job = Job(folder, 'flat', tiles, dim, options.queries, options.clock)
         true_ids = write_map(Path(folder), job, options.noise)
         exact: dict[str, Any] = {}
         for kind in ['flat', *(kind for kind in kinds if kind != 'flat')]:
@@ -153,7 +157,7 @@ def measure(tiles: int, dim: int, kinds: list[str], options: argparse.Namespace)
                 continue
             print(f'{tiles} tiles x {dim}: {kind}', file=sys.stderr, flush=True)
             with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-                result = pool.submit(run_job, Job(folder, kind, tiles, dim, job.queries)).result()
+                result = pool.submit(run_job, dataclasses.replace(job, kind=kind)).result()
             exact = exact or result
             compare(result, exact, true_ids, tiles)
             rows.append({'tiles': tiles, 'dim': dim, 'kind': kind} | result)
@@ -187,13 +191,15 @@ def report(results: list[dict[str, Any]]) -> str:
     rows = [row for result in results for row in result['rows']]
     rows.sort(key=lambda row: (row['dim'], row['tiles']))  # stable: the kinds keep their order
     cpus = ', '.join(dict.fromkeys(result['cpu'] for result in results))
-    what = f'{cpus}, one thread; radius {RADIUS_M:.0f} m, tiles of {TILE_M:.0f} m'
+    clocks = ', '.join(dict.fromkeys(result['clock'] for result in results))
+    what = f'{cpus}, one thread, {clocks} time; radius {RADIUS_M:.0f} m, tiles of {TILE_M:.0f} m'
     return f'{what}\n\n{table(rows)}'
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all that was asked for; after every map, --json has what was found until then."""
-    result: dict[str, Any] = {'cpu': cpu_name(), 'noise': options.noise, 'rows': []}
+    result: dict[str, Any] = {'cpu': cpu_name(), 'noise': options.noise}
+    result |= {'clock': options.clock, 'rows': []}
     for dim in options.dims:
         for tiles in options.tiles:
             result['rows'] += measure(tiles, dim, options.kinds, options)
@@ -211,6 +217,7 @@ def main() -> None:
     parser.add_argument('--queries', type=int, default=120)
     parser.add_argument('--noise', type=float, default=QUERY_NOISE, help='of the queries')
     parser.add_argument('--folder', type=Path, help='for the embeddings while it runs')
+    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--render', type=Path, nargs='+', help='results to print, not to measure')
     parser.add_argument('--update', type=Path, help='document whose table is replaced')
