@@ -201,13 +201,22 @@ TileCounts count_all(TileInputs in, int steps) {
 
 #endif
 
-// Of a tile that the map's edge cuts, only what is asked for is written.
-inline void store(const TileCounts& tile, int depth_bits, int pixels, int channels, int16_t* dots,
-                  size_t stride) {
-  for (int p = 0; p < pixels; ++p, dots += stride) {
-    for (int i = 0; i < channels / 8; ++i) {
+// A whole tile, all its loops unrolled, so that the counts stay in registers.
+inline void store_tile(const TileCounts& tile, int depth_bits, int16_t* dots, size_t stride) {
+  for (int p = 0; p < kTilePixels; ++p, dots += stride) {
+    for (int i = 0; i < kTileResults; ++i) {
       vst1q_s16(dots + 8 * i, dots_of(tile.counts[p][i], depth_bits));
     }
+  }
+}
+
+// Of a tile that reaches over an edge, only what is asked for.
+inline void store_part(const TileCounts& tile, int depth_bits, int pixels, int channels,
+                       int16_t* dots, size_t stride) {
+  int16_t whole[kTilePixels][kTileChannels];
+  store_tile(tile, depth_bits, whole[0], kTileChannels);
+  for (int p = 0; p < pixels; ++p) {
+    memcpy(dots + p * stride, whole[p], channels * sizeof(int16_t));
   }
 }
 
@@ -225,8 +234,13 @@ void multiply_neon(const ProductArguments& a) {
         // What is missing in the last tile is computed from its last pixel, and dropped.
         in.pixels[p] = a.rows + (first + (p < pixels ? p : pixels - 1)) * a.row_stride;
       }
-      store(count_all<kHalves>(in, steps), a.depth_bits, pixels, channels,
-            a.dots + first * a.dot_stride + c, a.dot_stride);
+      const TileCounts counts = count_all<kHalves>(in, steps);
+      int16_t* dots = a.dots + first * a.dot_stride + c;
+      if (pixels == kTilePixels && channels == kTileChannels) {
+        store_tile(counts, a.depth_bits, dots, a.dot_stride);
+      } else {
+        store_part(counts, a.depth_bits, pixels, channels, dots, a.dot_stride);
+      }
     }
   }
 }
