@@ -19,6 +19,7 @@ import numpy as np
 
 from bicrossnet_ros.engine.architecture import Unit, units
 from bicrossnet_ros.engine.folding import fold_norm
+from bicrossnet_ros.engine.model_file import check_tensors
 from bicrossnet_ros.errors import ModelError
 
 if TYPE_CHECKING:
@@ -141,11 +142,15 @@ class NativeNetwork:
     ------
     EngineUnavailable
         If the engine is missing, lacks the back end, or cannot run such a network.
+    ModelError
+        If the tensors do not fit the channels.
     """
 
     def __init__(self, model: Model, *, backend: str | None = None) -> None:
         library = _library()
         name = backend or default_backend()
+        # The engine reads as many values as the channels say.
+        check_tensors(model, source=model.metadata.name)
         description, alive = _describe(model)
         self.unit_count = int(description.unit_count)
         self._handle = ctypes.c_void_p()
@@ -156,7 +161,7 @@ class NativeNetwork:
             ctypes.byref(self._handle),
         )
         del alive  # the engine has copied what it needs
-        weakref.finalize(self, library.bcn_network_release, self._handle)
+        _release_with(self, library.bcn_network_release, self._handle)
         self.backend: str = library.bcn_network_backend(self._handle).decode()
         self.nbytes = int(library.bcn_network_bytes(self._handle))
         self.embedding_dim = int(library.bcn_network_embedding_dim(self._handle))
@@ -204,7 +209,7 @@ class NativeSession:
             _int32(threads),
             ctypes.byref(self._handle),
         )
-        weakref.finalize(self, library.bcn_session_release, self._handle)
+        _release_with(self, library.bcn_session_release, self._handle)
         self.nbytes = int(library.bcn_session_bytes(self._handle))
         self._library = library
         self._network = network
@@ -349,7 +354,7 @@ class BinaryConvolution:
             (backend or default_backend()).encode(),
             ctypes.byref(self._handle),
         )
-        weakref.finalize(self, library.bcn_convolution_release, self._handle)
+        _release_with(self, library.bcn_convolution_release, self._handle)
         self._library = library
         self._in_shape = (height, width, channel_bytes)
         out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
@@ -466,6 +471,19 @@ def _call(function: Callable[..., int], *arguments: Any) -> None:
     if function(*arguments, message, _ERROR_BYTES) != 0:
         text = message.value.decode(errors='replace')
         raise EngineUnavailable(f'the engine refused: {text}')
+
+
+def _release_with(owner: object, release: Callable[[Any], None], handle: ctypes.c_void_p) -> None:
+    """Release what a handle stands for when its owner goes; but not at exit, see `_release`."""
+    finalizer = weakref.finalize(owner, _release, release, handle, os.getpid())
+    # At exit another thread may be in the middle of a call; the memory goes with the process.
+    finalizer.atexit = False
+
+
+def _release(release: Callable[[Any], None], handle: ctypes.c_void_p, process: int) -> None:
+    # The threads of a session do not come along into a forked process: none to wait for there.
+    if os.getpid() == process:
+        release(handle)
 
 
 def _built_in(library: ctypes.CDLL) -> tuple[str, ...]:
