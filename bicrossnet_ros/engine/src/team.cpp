@@ -1,11 +1,9 @@
 #include "team.h"
 
-#include <sched.h>
-
 namespace bicrossnet {
 namespace {
 
-constexpr int kSpinsBeforeYield = 2000;
+constexpr int kSpinsBeforeSleep = 2000;
 
 void pause() {
 #if defined(__x86_64__)
@@ -68,19 +66,29 @@ void Team::work(int member) {
   }
 }
 
-// The last to arrive resets what the phase used and lets the others go.
+// The last to arrive resets what the phase used and lets the others go. Who waits spins for about
+// as long as a phase lasts and then sleeps: where other processes want the cores, the member that
+// all wait for may not run at all, and spinning would take the very core that it needs.
 void Team::wait_for_all() {
   const uint32_t phase = phase_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     next_task_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
+    {
+      // Under the lock, so that nobody falls asleep between its last look and the call to wake.
+      const std::lock_guard<std::mutex> lock(phase_mutex_);
+      phase_.store(phase + 1, std::memory_order_release);
+    }
+    phase_ended_.notify_all();
     return;
   }
-  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-    if (spins < kSpinsBeforeYield) pause();
-    else sched_yield();
+  const auto ended = [&] { return phase_.load(std::memory_order_acquire) != phase; };
+  for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+    if (ended()) return;
+    pause();
   }
+  std::unique_lock<std::mutex> lock(phase_mutex_);
+  phase_ended_.wait(lock, ended);
 }
 
 }  // namespace bicrossnet

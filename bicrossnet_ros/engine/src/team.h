@@ -1,6 +1,6 @@
 // The threads of a session. All run the same function from end to end and share out the tasks of
-// each of its phases; while a call lasts they spin at the barriers between phases (there are about
-// a hundred in a frame, some microseconds apart), between calls they sleep.
+// each of its phases. At the barriers between phases (there are about a hundred in a frame, some
+// microseconds apart) they spin for a while, then sleep; between calls they sleep.
 #pragma once
 
 #include <atomic>
@@ -56,6 +56,8 @@ class Team {
   std::atomic<int> next_task_{0};
   std::atomic<int> arrived_{0};
   std::atomic<uint32_t> phase_{0};
+  std::mutex phase_mutex_;
+  std::condition_variable phase_ended_;
 
   std::mutex mutex_;
   std::condition_variable wake_;
