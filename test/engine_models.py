@@ -62,7 +62,7 @@ def _random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]) 
         fan_in = (9 if '3x3' in name else 1) * shape[0] if 'norm1' in name else 1
         return uniform(rng, shape, 0.5, 1.5) * np.float32(fan_in)
     if 'norm' in name and name.endswith('weight'):
-        signs = rng.integers(0, 2, shape) * np.float32(2) - np.float32(1)
+        signs = (rng.integers(0, 2, shape) * 2 - 1).astype(np.float32)
         return uniform(rng, shape, 0.5, 1.5) * signs
     if name.endswith(('act.weight', 'act_residual.weight')):
         return uniform(rng, shape, -0.25, 1.25)
