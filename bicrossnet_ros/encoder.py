@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bicrossnet_ros.engine.model_file import ModelMetadata, file_sha256, read_model
+from bicrossnet_ros.engine.model_file import (
+    ModelMetadata,
+    file_sha256,
+    is_file,
+    read_model,
+)
 from bicrossnet_ros.engine.runtime import Runtime
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, check_patches, prepare
@@ -137,7 +142,7 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 256:
         raise ConfigError(f'threads is {threads!r}; expected a whole number from 1 to 256')
     path = Path(model_path)
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f'{path}: no such model file; expected {_EXPECTED}')
     if path.suffix not in _OPENERS:
         raise ModelError(f'{path}: a {path.suffix or "nameless"} file; expected {_EXPECTED}')

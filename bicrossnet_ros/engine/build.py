@@ -38,7 +38,7 @@ COMMON_FLAGS = (
 )
 # Nothing but the C interface leaves the library, not even a C++ library that was linked in.
 LINK_FLAGS = ('-shared', '-pthread', f'-Wl,--version-script={SOURCE_FOLDER / "exports.map"}')
-SANITIZER_FLAGS = ('-fno-sanitize-recover=all', '-fno-omit-frame-pointer', '-g', '-O1')
+SANITIZER_FLAGS = ('-fno-sanitize-recover=all', '-fno-omit-frame-pointer', '-g', '-O0')
 
 
 class _Backend(NamedTuple):

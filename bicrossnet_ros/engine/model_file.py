@@ -117,7 +117,7 @@ class ModelMetadata:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f'{source}: its metadata is no JSON ({error}); {_REMEDY}') from error
         version = values.get('format_version') if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
@@ -216,7 +216,7 @@ def read_model(path: str | Path) -> Model:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f'{path}: no such model file; give the path of a NAME.safetensors')
     try:
         with safe_open(str(path), framework='numpy') as file:
@@ -247,7 +247,7 @@ def _unseal(entry: str, tensors: Mapping[str, NDArray[Any]], *, source: str) -> 
     try:
         values = json.loads(entry)
         text, digest = json.dumps(values['model'], sort_keys=True), values['sha256']
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f'{source}: its metadata is incomplete ({error!r}); {_REMEDY}') from error
     if digest != _digest(text, tensors):
         raise ModelError(f'{source}: its checksum does not fit its content; copy it again')
@@ -260,6 +260,14 @@ def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file is there; a name that no file system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def file_sha256(path: str | Path) -> str:
