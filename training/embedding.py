@@ -3,7 +3,7 @@
 A checkpoint (``.pt``) gives two features: ``backbone``, the pooled feature that is deployed, and
 ``branches``, the benchmark codes' test feature: the three branch features (after BatchNorm,
 without dropout) of the image plus those of its mirror image, each branch of unit length, joined
-and divided by sqrt(3). A model file (``.safetensors``, ``.onnx``) holds no branches.
+and divided by sqrt(3). A model file (``.safetensors``, ``.onnx``, ``.tflite``) holds no branches.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from bicrossnet_ros.encoder import open_encoder
+from bicrossnet_ros.engine.lce_runtime import unpack
 from bicrossnet_ros.engine.model_file import (
     METADATA_KEY,
     ModelMetadata,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from training.models.network import Outputs
 
 RESIZES = ('deployed', 'bicubic')
+MODEL_SUFFIXES = ('.safetensors', '.onnx', '.tflite')
 
 
 def open_embedder(
@@ -54,7 +56,8 @@ def open_embedder(
     Parameters
     ----------
     path : str or Path
-        A checkpoint ``.pt`` of this project, or a model file ``.safetensors`` or ``.onnx``.
+        A checkpoint ``.pt`` of this project, or a model file ``.safetensors``, ``.onnx`` or
+        ``.tflite``.
     feature : str, tuple of str or None
         One or more of `FEATURES`, several at the cost of one decoding; None: all that the file
         has.
@@ -77,13 +80,13 @@ def open_embedder(
         raise ConfigError(f'feature is {feature!r}; expected one of {", ".join(FEATURES)}')
     if resize not in RESIZES:
         raise ConfigError(f'resize is {resize!r}; expected one of {", ".join(RESIZES)}')
-    if path.suffix in ('.safetensors', '.onnx'):
+    if path.suffix in MODEL_SUFFIXES:
         return _from_model_file(path, features or ('backbone',), resize)
     if path.suffix == '.pt':
         return _from_checkpoint(path, features, resize, _device(device))
     kind = 'a folder' if path.is_dir() else f'a {path.suffix or "nameless"} file'
     raise ModelError(
-        f'{path}: {kind}; expected a checkpoint .pt or a model file .safetensors or .onnx'
+        f'{path}: {kind}; expected a checkpoint .pt or a model file {" or ".join(MODEL_SUFFIXES)}'
     )
 
 
@@ -145,6 +148,8 @@ def _provenance(path: Path) -> tuple[str | None, TrainConfig | None]:
     """Return backbone and configuration of a model file, as far as it tells."""
     if path.suffix == '.safetensors':
         metadata = read_model(path).metadata
+    elif path.suffix == '.tflite':
+        metadata, _ = unpack(path.read_bytes(), source=str(path))
     else:
         import onnx
 
