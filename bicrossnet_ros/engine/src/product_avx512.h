@@ -169,21 +169,21 @@ struct PixelGroup {
   TwosCounter counters[kTileVectors];
   PixelGroup<kPixels - 1> others;
 
-  void start() {
+  [[gnu::always_inline]] void start() {
     for (TwosCounter& counter : counters) counter.start(_mm512_setzero_si512());
     others.start();
   }
-  void start(const uint8_t* row, size_t row_stride, const uint8_t* weights) {
+  [[gnu::always_inline]] void start(const uint8_t* row, size_t row_stride, const uint8_t* weights) {
     counters[0].start(_mm512_xor_si512(load_words(weights), broadcast(row)));
     counters[1].start(_mm512_xor_si512(load_words(weights + 64), broadcast(row)));
     others.start(row + row_stride, row_stride, weights);
   }
-  void add(const uint8_t* row, size_t row_stride, const PairOfWeights& weights) {
+  [[gnu::always_inline]] void add(const uint8_t* row, size_t row_stride, const PairOfWeights& weights) {
     counters[0].add(row, weights.first[0], weights.joined[0]);
     counters[1].add(row, weights.first[1], weights.joined[1]);
     others.add(row + row_stride, row_stride, weights);
   }
-  void store(const TileAvx512& tile, int pixel) const {
+  [[gnu::always_inline]] void store(const TileAvx512& tile, int pixel) const {
     store_dots(tile, pixel, counters[0].total(), counters[1].total());
     others.store(tile, pixel + 1);
   }

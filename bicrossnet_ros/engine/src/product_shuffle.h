@@ -255,26 +255,28 @@ void store_dots(const TileShuffle<V>& tile, int pixel, const PixelSums<V>& misma
 }
 
 // Counters of some pairs of pixels. A recursion where a loop over an array would do: compilers
-// keep these in registers, while arrays pass through memory.
+// keep these in registers, while arrays pass through memory, as would a group that is handed to a
+// function of its own.
 template <class V, int kPairs>
 struct PairGroup {
   Register<V> low, high;
   PairGroup<V, kPairs - 1> others;
 
-  void start() {
+  [[gnu::always_inline]] void start() {
     low = high = V::zero();
     others.start();
   }
-  void add(const uint16_t* offsets, Register<V> w0, Register<V> w1, Register<V> w2) {
+  [[gnu::always_inline]] void add(const uint16_t* offsets, Register<V> w0, Register<V> w1,
+                                  Register<V> w2) {
     spread(V::add8(V::add8(lookup<V>(offsets[0], w0), lookup<V>(offsets[1], w1)),
                    lookup<V>(offsets[2], w2)));
     others.add(offsets + kBlockSlots, w0, w1, w2);
   }
-  void add(const uint16_t* offsets, Register<V> w0, Register<V> w1) {
+  [[gnu::always_inline]] void add(const uint16_t* offsets, Register<V> w0, Register<V> w1) {
     spread(V::add8(lookup<V>(offsets[0], w0), lookup<V>(offsets[1], w1)));
     others.add(offsets + kBlockSlots, w0, w1);
   }
-  void spread(Register<V> sum) {
+  [[gnu::always_inline]] void spread(Register<V> sum) {
     low = V::add8(low, V::both(sum, V::set8(0x0f)));
     high = V::add16(high, V::template right16<4>(sum));
     keep_here(low);
@@ -292,18 +294,19 @@ struct PairGroup {
     return {V::both(words, V::set16(0x00ff)), V::template right16<8>(words)};
   }
   // sums: of the pixels, one after another.
-  void put(PixelSums<V>* sums) const {
+  [[gnu::always_inline]] void put(PixelSums<V>* sums) const {
     sums[0] = first();
     sums[1] = second();
     others.put(sums + 2);
   }
-  void add_to(PixelSums<V>* sums) const {
+  [[gnu::always_inline]] void add_to(PixelSums<V>* sums) const {
     sums[0] = sums[0] + first();
     sums[1] = sums[1] + second();
     others.add_to(sums + 2);
   }
   // sums: of the blocks before, or null. pixels: how many there are from this pixel on.
-  void store(const TileShuffle<V>& tile, int pixel, int pixels, const PixelSums<V>* sums) const {
+  [[gnu::always_inline]] void store(const TileShuffle<V>& tile, int pixel, int pixels,
+                                    const PixelSums<V>* sums) const {
     store_dots<V>(tile, pixel, sums ? sums[0] + first() : first());
     if (pixels > 1) store_dots<V>(tile, pixel + 1, sums ? sums[1] + second() : second());
     others.store(tile, pixel + 2, pixels - 2, sums ? sums + 2 : nullptr);
