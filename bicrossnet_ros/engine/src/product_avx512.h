@@ -1,5 +1,5 @@
-// The binary matrix product with AVX-512 and VPOPCNTDQ: lanes are output channels, 32 bits of depth
-// a lane; an input word is broadcast to all of them.
+// The binary matrix product with AVX-512 and VPOPCNTDQ: lanes are output channels, 32 bits of
+// depth a lane; an input word is broadcast to all of them.
 //
 // Counting each word alone takes three instructions (xor, popcount, add). Words are counted by
 // twos instead: with o a running word of odd bits, w, v two weight words and a, b two inputs,
@@ -34,7 +34,9 @@ inline size_t round_up(size_t x, size_t granule) { return (x + granule - 1) / gr
 
 // The channel of a tile in a lane, such that packing the two vectors to 16 bits, which works
 // within 128 bits, leaves the channels in order.
-constexpr int channel_of_lane(int vector, int lane) { return lane / 4 * 8 + vector * 4 + lane % 4; }
+constexpr int channel_of_lane(int vector, int lane) {
+  return lane / 4 * 8 + vector * 4 + lane % 4;
+}
 
 inline size_t packed_bytes_avx512(int channels, size_t row_bytes) {
   return round_up(channels, kTileChannels) * row_bytes;
@@ -173,12 +175,14 @@ struct PixelGroup {
     for (TwosCounter& counter : counters) counter.start(_mm512_setzero_si512());
     others.start();
   }
-  [[gnu::always_inline]] void start(const uint8_t* row, size_t row_stride, const uint8_t* weights) {
+  [[gnu::always_inline]] void start(const uint8_t* row, size_t row_stride,
+                                    const uint8_t* weights) {
     counters[0].start(_mm512_xor_si512(load_words(weights), broadcast(row)));
     counters[1].start(_mm512_xor_si512(load_words(weights + 64), broadcast(row)));
     others.start(row + row_stride, row_stride, weights);
   }
-  [[gnu::always_inline]] void add(const uint8_t* row, size_t row_stride, const PairOfWeights& weights) {
+  [[gnu::always_inline]] void add(const uint8_t* row, size_t row_stride,
+                                  const PairOfWeights& weights) {
     counters[0].add(row, weights.first[0], weights.joined[0]);
     counters[1].add(row, weights.first[1], weights.joined[1]);
     others.add(row + row_stride, row_stride, weights);
@@ -298,8 +302,8 @@ inline void multiply_avx512(const ProductArguments& a) {
   }
 }
 
-constexpr Product kAvx512Product = {kWordBytes,           kTileChannels,        packed_bytes_avx512,
-                                    pack_avx512,          scratch_bytes_avx512, multiply_avx512};
+constexpr Product kAvx512Product = {kWordBytes,  kTileChannels,        packed_bytes_avx512,
+                                    pack_avx512, scratch_bytes_avx512, multiply_avx512};
 
 }  // namespace
 }  // namespace bicrossnet

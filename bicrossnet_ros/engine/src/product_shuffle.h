@@ -38,7 +38,8 @@ struct PairTables {
   constexpr PairTables() : bytes() {
     for (int i = 0; i < 256 * kTableBytes; ++i) {
       const int weight = i % 16, a = i / 16 % 16, b = i / 256;
-      bytes[i] = static_cast<uint8_t>(ones_in_nibble(a ^ weight) + 16 * ones_in_nibble(b ^ weight));
+      const int first = ones_in_nibble(a ^ weight), second = ones_in_nibble(b ^ weight);
+      bytes[i] = static_cast<uint8_t>(first + 16 * second);
     }
   }
 };
