@@ -271,7 +271,7 @@ class NativeSession:
                 'the session was made before this process was forked and its threads did not '
                 'come along: make a session in this process'
             )
-        return np.ascontiguousarray(array)
+        return np.require(array, requirements=['C', 'A'])
 
 
 def run_unit(
@@ -297,7 +297,7 @@ def run_unit(
     height, width, channels = x.shape
     if channels != unit.channels or x.dtype != np.float32:
         raise ValueError(f'x is {x.dtype} {x.shape}, expected float32 (H, W, {unit.channels})')
-    arrays: list[NDArray[Any]] = [np.ascontiguousarray(x)]
+    arrays: list[NDArray[Any]] = [np.require(x, requirements=['C', 'A'])]
     description = _describe_unit(model, unit, arrays)
     y = np.empty((height // unit.stride, width // unit.stride, channels), np.float32)
     _call(
@@ -447,7 +447,7 @@ def _describe_unit(model: Model, unit: Unit, alive: list[Any]) -> _Unit:
 
 
 def _keep(values: NDArray[Any], alive: list[Any]) -> Any:
-    array = np.ascontiguousarray(values, np.float32)
+    array = np.require(values, np.float32, ['C', 'A'])
     alive.append(array)
     return _pointer(array)
 
