@@ -2,26 +2,30 @@
 
 import json
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_onnx_graph import randomise
+from networks import randomise
 
 from bicrossnet_ros.encoder import open_encoder
-from bicrossnet_ros.engine.model_file import read_model
+from bicrossnet_ros.engine import native
+from bicrossnet_ros.engine.model_file import Model, read_model
 from bicrossnet_ros.engine.onnx_graph import build_onnx
+from bicrossnet_ros.errors import ModelError
+from training.agreement import images_below, structured_images
 from training.checkpoint import network_from_checkpoint, save_checkpoint
 from training.config_files import config_from_dict, config_to_dict
 from training.data.loader import normalise
-from training.export import from_checkpoint, main, network_from_model
+from training.export import from_checkpoint, main, network_from_model, write_formats
 from training.models.network import make_network
 
 CLASSES = ['0001', '0002', '0004']
 
 
-def write_checkpoint(path, name: str, **changes) -> None:
-    model = {'name': name, 'input_px': 64, 'bottleneck': 8}
+def write_checkpoint(path, name: str, *, input_px: int = 64, **changes) -> None:
+    model = {'name': name, 'input_px': input_px, 'bottleneck': 8}
     config = config_from_dict({'model': model, 'run': {'seed': 5}}, source='test')
     torch.manual_seed(1)
     network = make_network(config.model, classes=len(CLASSES))
@@ -73,8 +77,8 @@ def test_torch_model_file_and_onnx_agree(size, tmp_path):
         build_onnx(model).SerializeToString(), providers=['CPUExecutionProvider']
     )
     onnx = unit_rows(session.run(None, {'input': inputs.numpy()})[0])
-    native = open_encoder(path).encode(images)
-    for rows in (onnx, native):
+    encoded = open_encoder(path).encode(images)
+    for rows in (onnx, encoded):
         cosines = rows @ expected.T
         assert np.diagonal(cosines).min() > 0.98
         # The agreement says something only because different images differ by more.
@@ -143,6 +147,89 @@ def test_wrong_arguments(tmp_path, capsys):
     assert 'expected a name that ends in .safetensors' in capsys.readouterr().err
     model = from_checkpoint(tmp_path / 'final.pt', name='given', record={})
     assert model.metadata.name == 'given'
+
+
+def test_formats_beside_each_other(tmp_path, capsys):
+    write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
+    out = tmp_path / 'small.onnx'
+    arguments = [str(tmp_path / 'final.pt'), '--out', str(out)]
+    assert main([*arguments, '--formats', 'safetensors', 'onnx', 'onnx']) == 0
+    said = capsys.readouterr().out
+    assert said.count('every unit within') == (2 if native.backends() else 1)
+    assert '.safetensors in ' in said
+    assert '.onnx in ONNX Runtime' in said
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {'final.pt', 'small.onnx', 'small.safetensors', 'small.json'}
+    encoders = [open_encoder(out), open_encoder(out.with_suffix('.safetensors'))]
+    assert [encoder.model_name for encoder in encoders] == ['small', 'small']
+    images = structured_images(4, size_px=80)
+    first, second = (encoder.encode(images) for encoder in encoders)
+    assert np.median((first * second).sum(axis=1)) > 0.999
+
+
+def test_images_of_a_folder_are_compared(tmp_path, capsys):
+    write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
+    arguments = [str(tmp_path / 'final.pt'), '--out', str(tmp_path / 'a.safetensors')]
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    arguments += ['--check-images', str(folder)]
+    assert main(arguments) == 2
+    assert 'found no image below it' in capsys.readouterr().err
+    for k, image in enumerate(structured_images(3, size_px=90)):
+        cv2.imwrite(str(folder / f'{k}.png'), image)
+        if k == 0:
+            assert main(arguments) == 2
+            assert 'one image; expected two or more' in capsys.readouterr().err
+    assert not (tmp_path / 'a.safetensors').exists()
+    assert main(arguments) == 0
+    images = images_below(folder, size_px=64)
+    assert images.shape == (3, 64, 64, 3)
+
+
+def damage_bits(model: Model) -> None:
+    model.tensors['blocks.3.unit3x3.conv.bits'][5, 1, 2, 3] ^= 4
+
+
+def damage_gate(model: Model) -> None:
+    model.tensors['blocks.9.units1x1.0.se.reduce.bias'][:] += 0.5
+
+
+def damage_stem(model: Model) -> None:
+    model.tensors['stem.weight'][:] = model.tensors['stem.weight'][:, ::-1]
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (damage_bits, 'unit blocks.3.unit3x3 in .* differs from PyTorch by'),
+        (damage_gate, 'unit blocks.9.units1x1.0 in .* differs from PyTorch by'),
+        (damage_stem, 'does not agree with the network it was made from: .* median cosine'),
+    ],
+)
+@pytest.mark.parametrize('name', ['x.safetensors', 'x.onnx'])
+def test_formats_that_disagree_are_not_written(damage, message, name, tmp_path):
+    """Even one wrong bit of 2.7 million is seen."""
+    write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
+    network = network_from_checkpoint(tmp_path / 'final.pt').backbone
+    model = from_checkpoint(tmp_path / 'final.pt', name='x', record={})
+    model = Model(model.metadata, {key: value.copy() for key, value in model.tensors.items()})
+    damage(model)
+    path = tmp_path / name
+    path.write_bytes(b'of before')
+    with pytest.raises(ModelError, match=message):
+        write_formats(model, network, [path], structured_images(4, size_px=64))
+    assert path.read_bytes() == b'of before'
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_structured_images_differ():
+    images = structured_images(4, size_px=70)
+    assert images.shape == (4, 70, 70, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, structured_images(4, size_px=70))
+    assert len({image.tobytes() for image in images}) == 4
+    spectrum = np.abs(np.fft.fft2(images[..., 0].astype(float) - images[..., 0].mean()))
+    assert spectrum[:, 1:4].mean() > 4 * spectrum[:, 20:35].mean()
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
