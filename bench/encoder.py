@@ -1,6 +1,6 @@
 """The encoder beside other ways to run it: the engine, ONNX Runtime, PyTorch, Larq, ConvNeXt.
 
-    python bench/encoder.py [--threads 1 2] [--sizes tiny middle] [--layers] [--json FILE]
+    python bench/encoder.py [--threads 1 2] [--sizes tiny middle] [--layers tiny] [--json FILE]
     python bench/encoder.py --larq-python LARQ_ENVIRONMENT/bin/python
     python bench/encoder.py --render FILE.json --update docs/performance.md
 
@@ -223,7 +223,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(f'{size}, {batch} images', file=sys.stderr, flush=True)
             result['networks'].append(measure(size, batch, options, folder))
         path = model_file(size, options.input_px, folder)
-        if options.layers and options.backends:
+        if size in options.layers:
             from bicrossnet_ros.engine.model_file import read_model
 
             print(f'{size}, layers', file=sys.stderr, flush=True)
@@ -249,7 +249,9 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=31)
     parser.add_argument('--seconds', type=float, default=20.0, help='at most, of a network')
     parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall', help='cpu: 1 thread')
-    parser.add_argument('--layers', action='store_true', help='convolutions and stages, too')
+    parser.add_argument(
+        '--layers', nargs='*', choices=SIZES, help='of these (default: all) layers and stages, too'
+    )
     parser.add_argument('--starts', type=int, default=5, help='processes; 0: no start-up, memory')
     parser.add_argument('--larq-python', type=Path, default=Path(sys.executable))
     # The converter took over 13 GB of memory for middle before it was ended.
@@ -262,6 +264,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.clock == 'cpu' and options.threads != [1]:
         parser.error('--clock cpu adds up all threads; it needs --threads 1')
+    if options.layers is None:
+        options.layers = []
+    elif not options.layers:
+        options.layers = options.sizes
     if options.render:
         result = json.loads(options.render.read_text(encoding='utf-8'))
     else:
