@@ -86,7 +86,7 @@ def open_graph(graph: bytes, *, threads: int, source: str) -> Any:
         return module.LiteInterpreter(graph, threads, False, True, False)
     except Exception as error:  # pybind11 turns what C++ throws into various classes
         raise ModelError(
-            f'{source}: Larq Compute Engine cannot load it ({error}); {_REMEDY}'
+            f'{source}: Larq Compute Engine cannot load it ({_line(error)}); {_REMEDY}'
         ) from error
 
 
@@ -166,7 +166,13 @@ def _name() -> str:
         return 'Larq Compute Engine'
 
 
+def _line(error: Exception) -> str:
+    """Text of an error in one line."""
+    return ' '.join(str(error).split())
+
+
 def _check_interpreter(interpreter: Any, metadata: ModelMetadata, path: Path) -> None:
+    """Check inputs and outputs against the metadata, and that an image goes through."""
     size = (metadata.preprocessing.input_height_px, metadata.preprocessing.input_width_px)
     found = (
         [tuple(shape) for shape in interpreter.input_shapes],
@@ -179,3 +185,10 @@ def _check_interpreter(interpreter: Any, metadata: ModelMetadata, path: Path) ->
             f'{path}: inputs, outputs and types are {found}; its metadata imply {expected}; '
             f'{_REMEDY}'
         )
+    try:
+        interpreter.predict([np.zeros((1, *size, 3), np.float32)])
+    except Exception as error:  # of pybind11
+        raise ModelError(
+            f'{path}: Larq Compute Engine cannot run it ({_line(error)}); with numpy 2 or later, here '
+            f'{np.__version__}, its last release can run nothing: install numpy<2 (docs/larq.md)'
+        ) from error
