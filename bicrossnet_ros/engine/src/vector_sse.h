@@ -10,7 +10,7 @@ namespace {
 struct SseVector {
   using Floats = __m128;
   static constexpr int width = 4;
-  static constexpr int block = 16;
+  static constexpr int block = 8;
 
   static Floats set(float value) { return _mm_set1_ps(value); }
   static Floats load(const float* from) { return _mm_loadu_ps(from); }
