@@ -21,10 +21,11 @@ WHEELS = (
     *('numpy', 'opencv-python-headless', 'faiss-cpu', 'onnxruntime', 'onnx', 'pyproj'),
     *('safetensors', 'PyYAML', 'rasterio', 'tqdm', 'pytest', 'hypothesis'),
 )
-PLATFORMS = tuple(f'{name}_aarch64' for name in ('manylinux_2_28', 'manylinux_2_17', 'manylinux2014'))
+PLATFORMS = tuple(f'manylinux{name}_aarch64' for name in ('_2_28', '_2_17', '2014'))
+KEPT = ('HOME', 'BICROSSNET_DATA')  # of the environment
 
 
-class NotHere(Exception):  # noqa: N818 (a state of the host, not a fault)
+class NotHere(Exception):
     """Something that the emulation needs is not installed; the message names the remedy."""
 
 
@@ -43,9 +44,8 @@ class Machine:
         subprocess.CalledProcessError
             If it fails.
         """
-        inherited = {key: os.environ[key] for key in ('HOME', 'BICROSSNET_DATA') if key in os.environ}
         everything = {
-            **inherited,
+            **{key: os.environ[key] for key in KEPT if key in os.environ},
             # No compiler of the host may be found there: what it makes would not run.
             'PATH': str(self.folder / 'no-commands'),
             'LANG': 'C.UTF-8',
@@ -78,10 +78,9 @@ def make_machine(folder: Path) -> Machine:
     qemu = find_qemu()
     for name in ('apt-get', 'dpkg'):
         if not shutil.which(name):
-            raise NotHere(f'{name} is not installed: Python for ARM is unpacked from Debian packages')
-    wanted = hashlib.sha256(
-        '\n'.join((*DEBIAN_PACKAGES, *WHEELS, (REPOSITORY / 'constraints.txt').read_text())).encode()
-    ).hexdigest()
+            raise NotHere(f'{name} is not installed; Python for ARM comes in Debian packages')
+    versions = (REPOSITORY / 'constraints.txt').read_text(encoding='utf-8')
+    wanted = hashlib.sha256(repr((DEBIAN_PACKAGES, WHEELS, versions)).encode()).hexdigest()
     root, stamp = folder / 'root', folder / 'made'
     if not (stamp.is_file() and stamp.read_text() == wanted):
         shutil.rmtree(root, ignore_errors=True)
@@ -111,10 +110,8 @@ def _unpack_python(root: Path, state: Path) -> None:
     apt = ['apt-get', '-qq', *(f'-o{name}={value}' for name, value in settings.items())]
     try:
         subprocess.run([*apt, 'update'], check=True)
-        subprocess.run(
-            [*apt, '-y', '--no-install-recommends', '--download-only', 'install', *DEBIAN_PACKAGES],
-            check=True,
-        )
+        options = ('-y', '--no-install-recommends', '--download-only')
+        subprocess.run([*apt, *options, 'install', *DEBIAN_PACKAGES], check=True)
     except subprocess.CalledProcessError as error:
         raise NotHere('the package sources of apt offer no Python for arm64') from error
     root.mkdir(parents=True)
@@ -157,8 +154,7 @@ def _packages_of(root: Path) -> Path:
 def _write_launcher(path: Path, qemu: str, root: Path) -> Path:
     """A command that is Python for ARM; also for the processes that it starts itself."""
     path.write_text(
-        '#!/bin/sh\n'
-        f'PYTHONHOME="{root}/usr" exec "{qemu}" -L "{root}" "{_python_of(root)}" "$@"\n'
+        f'#!/bin/sh\nPYTHONHOME="{root}/usr" exec "{qemu}" -L "{root}" "{_python_of(root)}" "$@"\n'
     )
     path.chmod(0o755)
     (path.parent / 'no-commands').mkdir(exist_ok=True)
