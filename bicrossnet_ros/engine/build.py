@@ -130,10 +130,11 @@ def build_library(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(compile_one, sources.keys(), sources.values()))
     partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
-    strip = () if '-g' in extra_flags else ('-Wl,--strip-debug',)  # names stay, for profilers
+    # Names stay, for profilers. What sanitizers need comes from the process that loads the library.
+    usual = () if '-g' in extra_flags else ('-Wl,--no-undefined', '-Wl,--strip-debug')
     try:
         _run(
-            (*command, *map(str, compiled), '-o', str(partial), *LINK_FLAGS, *strip, *extra_flags)
+            (*command, *map(str, compiled), '-o', str(partial), *LINK_FLAGS, *usual, *extra_flags)
         )
         partial.replace(out)
     finally:
