@@ -130,7 +130,7 @@ def build_library(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(compile_one, sources.keys(), sources.values()))
     partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
-    # Names stay, for profilers. What sanitizers need comes from the process that loads the library.
+    # Names stay, for profilers. What sanitizers need comes from the process that loads it.
     usual = () if '-g' in extra_flags else ('-Wl,--no-undefined', '-Wl,--strip-debug')
     try:
         _run(
