@@ -1,5 +1,6 @@
 #include "convolution.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -44,33 +45,53 @@ void check(const ConvolutionShape& s) {
   }
 }
 
-// Copies the 3x3 taps around a pixel, all columns inside the map, from the three pixels of its own
-// line on; `bytes` of a pixel as a constant where kBytes > 0, since a call of memcpy would cost
-// more than such a short copy.
+// Pixels of one output row, from which copy_windows takes the 3x3 taps around each.
+struct Run {
+  const uint8_t* left;  // the left neighbour of the first
+  std::size_t line, step;  // bytes to the next line; to the next pixel of the output
+  std::size_t bytes;  // of a pixel
+  bool above, below;  // the lines there are outside the map
+  int count;
+};
+
+// `bytes` as a constant where kBytes > 0, since a call of memcpy would cost more than such a short
+// copy.
 template <int kBytes>
-void copy_window(uint8_t* to, const uint8_t* middle, std::size_t line, std::size_t bytes,
-                 bool above, bool below) {
-  if (kBytes > 0) bytes = kBytes;
-  if (above) std::memset(to, 0, 3 * bytes);
-  else std::memcpy(to, middle - line, 3 * bytes);
-  std::memcpy(to + 3 * bytes, middle, 3 * bytes);
-  if (below) std::memset(to + 6 * bytes, 0, 3 * bytes);
-  else std::memcpy(to + 6 * bytes, middle + line, 3 * bytes);
+void copy_windows(const Run& run, uint8_t* to, std::size_t to_stride) {
+  const std::size_t bytes = kBytes > 0 ? kBytes : run.bytes;
+  const uint8_t* middle = run.left;
+  for (int i = 0; i < run.count; ++i, middle += run.step, to += to_stride) {
+    if (run.above) std::memset(to, 0, 3 * bytes);
+    else std::memcpy(to, middle - run.line, 3 * bytes);
+    std::memcpy(to + 3 * bytes, middle, 3 * bytes);
+    if (run.below) std::memset(to + 6 * bytes, 0, 3 * bytes);
+    else std::memcpy(to + 6 * bytes, middle + run.line, 3 * bytes);
+  }
 }
 
-using CopyWindow = void (*)(uint8_t*, const uint8_t*, std::size_t, std::size_t, bool, bool);
+using CopyWindows = void (*)(const Run&, uint8_t*, std::size_t);
 
-CopyWindow choose_copy(std::size_t bytes) {
+CopyWindows choose_copy(std::size_t bytes) {
   switch (bytes) {
-    case 2: return copy_window<2>;
-    case 4: return copy_window<4>;
-    case 6: return copy_window<6>;
-    case 8: return copy_window<8>;
-    case 12: return copy_window<12>;
-    case 16: return copy_window<16>;
-    case 24: return copy_window<24>;
-    case 32: return copy_window<32>;
-    default: return copy_window<0>;
+    case 2: return copy_windows<2>;
+    case 4: return copy_windows<4>;
+    case 6: return copy_windows<6>;
+    case 8: return copy_windows<8>;
+    case 12: return copy_windows<12>;
+    case 16: return copy_windows<16>;
+    case 24: return copy_windows<24>;
+    case 32: return copy_windows<32>;
+    default: return copy_windows<0>;
+  }
+}
+
+// Calls function(pixel, row, column, count) for the parts of output rows in a task.
+template <class Function>
+void for_rows(const ConvolutionTask& task, int out_width, Function&& function) {
+  for (int pixel = task.pixel_begin, count; pixel < task.pixel_end; pixel += count) {
+    const int column = pixel % out_width;
+    count = std::min(out_width - column, task.pixel_end - pixel);
+    function(pixel, pixel / out_width, column, count);
   }
 }
 
@@ -144,27 +165,33 @@ void Convolution::run(const ConvolutionTask& task) const {
 }
 
 void Convolution::gather(const ConvolutionTask& task, uint8_t* rows) const {
-  const int out_width = out_side(task.width);
-  const std::size_t line = task.width * pixel_bytes_;
-  const CopyWindow copy = choose_copy(pixel_bytes_);
-  int row = task.pixel_begin / out_width, column = task.pixel_begin % out_width;
-  for (int p = task.pixel_begin; p < task.pixel_end; ++p, rows += row_bytes_) {
-    const int centre_row = row * shape_.stride, centre = column * shape_.stride;
-    const uint8_t* pixel = task.signs + centre_row * line + centre * pixel_bytes_;
+  if (row_bytes_ > depth_bytes_) std::memset(rows, 0, kChunkPixels * row_bytes_);  // padding
+  const std::size_t line = task.width * pixel_bytes_, step = shape_.stride * pixel_bytes_;
+  const CopyWindows copy = choose_copy(pixel_bytes_);
+  for_rows(task, out_side(task.width), [&](int pixel, int row, int column, int count) {
+    const int centre_row = row * shape_.stride;
+    const uint8_t* from = task.signs + centre_row * line + column * step;
+    uint8_t* to = rows + (pixel - task.pixel_begin) * row_bytes_;
     if (shape_.kernel == 1) {
-      std::memcpy(rows, pixel, pixel_bytes_);
-    } else {
-      const int borders = borders_at(task, centre_row, centre);
-      const bool above = borders & kTop, below = borders & kBottom;
-      if (borders & (kLeft | kRight)) gather_at_side(rows, pixel, line, borders);
-      else copy(rows, pixel - pixel_bytes_, line, pixel_bytes_, above, below);
+      for (int i = 0; i < count; ++i) {
+        std::memcpy(to + i * row_bytes_, from + i * step, pixel_bytes_);
+      }
+      return;
     }
-    std::memset(rows + depth_bytes_, 0, row_bytes_ - depth_bytes_);
-    if (++column == out_width) {
-      column = 0;
-      ++row;
-    }
-  }
+    const auto at_side = [&](int i) {
+      const int borders = borders_at(task, centre_row, (column + i) * shape_.stride);
+      gather_at_side(to + i * row_bytes_, from + i * step, line, borders);
+    };
+    const bool at_left = column == 0;
+    const bool at_right = (column + count - 1) * shape_.stride == task.width - 1;
+    if (at_left) at_side(0);
+    if (at_right && !(at_left && count == 1)) at_side(count - 1);
+    const int first = at_left ? 1 : 0, inner = count - first - (at_right ? 1 : 0);
+    if (inner <= 0) return;
+    const Run run = {from + first * step - pixel_bytes_, line, step, pixel_bytes_,
+                     centre_row == 0, centre_row == task.height - 1, inner};
+    copy(run, to + first * row_bytes_, row_bytes_);
+  });
 }
 
 void Convolution::gather_at_side(uint8_t* to, const uint8_t* pixel, std::size_t line,
@@ -182,20 +209,23 @@ void Convolution::gather_at_side(uint8_t* to, const uint8_t* pixel, std::size_t 
 
 void Convolution::correct_border(const ConvolutionTask& task) const {
   const int out_width = out_side(task.width);
-  int row = task.pixel_begin / out_width, column = task.pixel_begin % out_width;
-  for (int p = task.pixel_begin; p < task.pixel_end; ++p) {
-    const int borders = borders_at(task, row * shape_.stride, column * shape_.stride);
-    if (borders != 0) {
-      const int16_t* correction = border_.data() + borders * shape_.channels_out;
-      int16_t* dots = task.dots + p * static_cast<std::size_t>(shape_.channels_out);
-      for (int c = task.channel_begin; c < task.channel_end; ++c) {
-        dots[c] = static_cast<int16_t>(dots[c] + correction[c]);
-      }
+  for_rows(task, out_width, [&](int pixel, int row, int column, int count) {
+    const int centre_row = row * shape_.stride;
+    const bool whole_row = centre_row == 0 || centre_row == task.height - 1;
+    // Elsewhere only the ends of the row lie at a border.
+    const int step = whole_row ? 1 : std::max(1, out_width - 1);
+    for (int c = whole_row || column == 0 ? column : out_width - 1; c < column + count; c += step) {
+      correct_pixel(task, pixel + c - column, borders_at(task, centre_row, c * shape_.stride));
     }
-    if (++column == out_width) {
-      column = 0;
-      ++row;
-    }
+  });
+}
+
+void Convolution::correct_pixel(const ConvolutionTask& task, int pixel, int borders) const {
+  if (borders == 0) return;
+  const int16_t* correction = border_.data() + borders * shape_.channels_out;
+  int16_t* dots = task.dots + pixel * static_cast<std::size_t>(shape_.channels_out);
+  for (int c = task.channel_begin; c < task.channel_end; ++c) {
+    dots[c] = static_cast<int16_t>(dots[c] + correction[c]);
   }
 }
 

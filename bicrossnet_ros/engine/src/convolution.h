@@ -41,6 +41,7 @@ class Convolution {
   void gather(const ConvolutionTask& task, uint8_t* rows) const;
   void gather_at_side(uint8_t* to, const uint8_t* pixel, std::size_t line, int borders) const;
   void correct_border(const ConvolutionTask& task) const;
+  void correct_pixel(const ConvolutionTask& task, int pixel, int borders) const;
   void make_border(const uint8_t* bits);
 
   ConvolutionShape shape_;
