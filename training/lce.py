@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before the import; its own errors stay
 
@@ -64,7 +64,8 @@ def build_lce(model: Model) -> bytes:
             'convolutions of the smallest maps then; use at least '
             f'{SMALLEST_MAP_PX * TOTAL_STRIDE_PX} px, or another format'
         )
-    graph = _convert(_Network(model).embedding, (1, *size, 3))
+    network = _Network(model, units(metadata.channels))
+    graph = _convert(network, network.embedding, (1, *size, 3))
     _check_binary(graph, len(units(metadata.channels)), metadata.name)
     return pack(graph, metadata)
 
@@ -79,8 +80,8 @@ def build_unit_lce(model: Model, unit: Unit, *, height: int, width: int) -> byte
     ModelError
         If the converter left the binary convolution in floats.
     """
-    network = _Network(model)
-    graph = _convert(lambda x: network.unit(x, unit), (1, height, width, unit.channels))
+    network = _Network(model, [unit])
+    graph = _convert(network, lambda x: network.unit(x, unit), (1, height, width, unit.channels))
     _check_binary(graph, 1, unit.prefix)
     return graph
 
@@ -106,9 +107,16 @@ def count_binary(graph: bytes) -> int:
 class _Network:
     """Operators on maps (1, H, W, C); weights are constants under the model file's names."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, used: Iterable[Unit]) -> None:
         self.tensors = model.tensors
         self.blocks = make_blocks(model.metadata.channels)
+        # Variables: a saved graph would hold constants twice, and no more than 2 GB of them.
+        self.weights = {unit.prefix: self.binary_weight(unit) for unit in used}
+
+    def binary_weight(self, unit: Unit) -> tf.Variable:
+        """Weights +-1 of a unit in TensorFlow's order (K, K, C_in, C_out)."""
+        weight = unpack_weights(self.tensors[f'{unit.prefix}.conv.bits'])
+        return tf.Variable(weight.transpose(2, 3, 1, 0), trainable=False)
 
     def embedding(self, images: tf.Tensor) -> tf.Tensor:
         """Prepared images (1, H, W, 3) to (1, D)."""
@@ -144,8 +152,7 @@ class _Network:
         # tf.sign would stay in floats; this form is known, and sign(0) = +1.
         moved = x + self.tensors[f'{unit.prefix}.move.bias']
         signs = tf.where(moved >= 0, tf.constant(1.0), tf.constant(-1.0))
-        weight = unpack_weights(self.tensors[f'{unit.prefix}.conv.bits']).transpose(2, 3, 1, 0)
-        y = tf.nn.conv2d(signs, weight, strides=unit.stride, padding='SAME')
+        y = tf.nn.conv2d(signs, self.weights[unit.prefix], strides=unit.stride, padding='SAME')
         y = self.norm(y, f'{unit.prefix}.norm1')
         return y[:, :height, :width]
 
@@ -180,12 +187,16 @@ def _pool(x: tf.Tensor, unit: Unit) -> tf.Tensor:
     return x if unit.stride == 1 else tf.nn.avg_pool2d(x, 2, 2, 'VALID')
 
 
-def _convert(network: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> bytes:
+def _convert(
+    network: _Network, forward: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]
+) -> bytes:
     module = tf.Module()
     specification = tf.TensorSpec(shape, tf.float32, name='input')
-    module.run = tf.function(network, input_signature=[specification])
+    module.run = tf.function(forward, input_signature=[specification])
+    signature = module.run.get_concrete_function()
+    module.weights = network.weights
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=module.run.get_concrete_function())
+        tf.saved_model.save(module, folder, signatures=signature)
         return larq_compute_engine.convert_saved_model(folder)
 
 
