@@ -220,11 +220,11 @@ def test_trained_network_agrees_with_torch_and_onnx_runtime(rsscn7):
         by_torch = network_from_model(model)(torch.from_numpy(images)).numpy()
     _, onnx = from_model(model, source=path, threads=1)
     by_engine = embed(model, images)
+    # bench/agreement.py, 215 images: lowest 0.9987, median 1.00000 (other images: 0.32).
     for found in (cosines(by_engine, by_torch), cosines(by_engine, onnx.run(images))):
-        assert found.min() > 0.98
-        assert np.median(found) > 0.9995
-    between_images = cosines(by_torch[1:], by_torch[:-1])
-    assert between_images.max() < 0.95
+        assert found.min() > 0.99
+        assert np.median(found) > 0.999999
+    assert cosines(by_torch[1:], by_torch[:-1]).max() < 0.95
 
 
 def test_encoder_uses_the_engine():
