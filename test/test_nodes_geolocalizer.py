@@ -245,6 +245,7 @@ def test_diagnostics_every_second(running, gallery):
     assert values['state'] == 'active'
     assert values['gallery'] == str(gallery)
     assert len(values['model_id']) == 64
+    assert values['runtime'].startswith(('native ', 'ONNX Runtime '))
     assert int(values['frames_received']) >= int(values['frames_processed']) > 0
     assert int(values['count.fix']) > 0
     assert float(values['ms.latency.p95']) >= float(values['ms.latency.p50']) > 0.0

@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('models', nargs='+', type=Path, metavar='MODEL', help='.pt, .safetensors, .onnx or .tflite')
+    add('models', nargs='+', type=Path, metavar='MODEL', help='.pt or any model file')
     add('--data', type=Path, required=True, metavar='ROOT', help='folder of the data set')
     add('--out', type=Path, required=True, metavar='DIR', help='folder for the results')
     add('--source', choices=sorted(PHOTO_SETS), help='kind of data set; default: found out')
