@@ -189,6 +189,6 @@ def _check_interpreter(interpreter: Any, metadata: ModelMetadata, path: Path) ->
         interpreter.predict([np.zeros((1, *size, 3), np.float32)])
     except Exception as error:  # of pybind11
         raise ModelError(
-            f'{path}: Larq Compute Engine cannot run it ({_line(error)}); its last release can run '
+            f'{path}: Larq Compute Engine cannot run it ({_line(error)}); its last release runs '
             f'nothing with numpy 2, here is {np.__version__}: install numpy<2 (docs/larq.md)'
         ) from error
