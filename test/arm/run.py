@@ -24,6 +24,8 @@ from machine import REPOSITORY, Machine, NotHere, make_machine
 
 DOT_CPU, PLAIN_CPU = 'cortex-a76', 'cortex-a53'
 TESTS = ('test_gallery.py',)
+# These compile for the host.
+ELSEWHERE = ('test_engine_build.py', 'test_engine_sanitizers.py')
 # Reads /proc/cpuinfo, which is the host's under qemu; `check_backends` asks the same here.
 OF_THE_HOST = 'test/test_engine_native.py::test_back_ends_are_those_of_the_cpu'
 # Positions are registered with OpenCV, which need not round alike on both machines.
@@ -44,9 +46,9 @@ def main() -> int:
         library = build(compiler, folder / 'engine.so')
         halves = build(compiler, folder / 'engine-halves.so', '-DBCN_LOADS_IN_HALVES')
         check_backends(machine, library)
+        fly_on_both(machine, library, folder / 'flight')
         run_tests(machine, library, pytest_arguments)
         run_tests_of_in_order_cores(machine, halves)
-        fly_on_both(machine, library, folder / 'flight')
     except NotHere as reason:
         print(f'skipped: {reason}')
         return 0
@@ -103,7 +105,8 @@ def check_backends(machine: Machine, library: Path) -> None:
 def run_tests(machine: Machine, library: Path, arguments: list[str]) -> None:
     """The engine's tests on all its back ends, and the gallery reader's."""
     folder = REPOSITORY / 'test'
-    files = sorted(folder.glob('test_engine_*.py')) + [folder / name for name in TESTS]
+    engine = sorted(path for path in folder.glob('test_engine_*.py') if path.name not in ELSEWHERE)
+    files = engine + [folder / name for name in TESTS]
     run_pytest(machine, library, DOT_CPU, *map(str, files), '--deselect', OF_THE_HOST, *arguments)
 
 
