@@ -233,7 +233,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             result['layers'][size] = measure_layers(*arguments, clock)
             result['stages'][size] = measure_stages(*arguments)
         # ONNX Runtime takes half a minute and seven GB for large: once is enough.
-        runs = {backend: options.starts for backend in options.backends[:1]} | {'onnxruntime': 1}
+        runs = dict.fromkeys(options.backends[:1], options.starts) | {'onnxruntime': 1}
         for backend, count in runs.items() if options.starts else ():
             started = measure_start(path, backend=backend, runs=count)
             result['start'].append({'network': size} | started)
