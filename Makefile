@@ -5,11 +5,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LCE_VENV := .venv-lce
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGE_FILES := setup.py setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all test-arm test-lce wheels lint format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,12 @@ test: $(VENV)/.test lint  ## Lint, type-check and run the tests
 test-all: $(VENV)/.test lint  ## The same with the tests that take minutes
 	$(BIN)/python -m pytest -m ''
 
+test-arm: $(VENV)/.test  ## The engine, the gallery reader and a short flight on an emulated ARM CPU (needs qemu and a cross compiler)
+	$(BIN)/python test/arm/run.py
+
+test-lce: $(LCE_VENV)/.test  ## The tests of the Larq way, in an environment of its own
+	OMP_NUM_THREADS=1 $(LCE_VENV)/bin/python -m pytest test/test_lce.py test/test_lce_runtime.py
+
 lint: $(VENV)/.test  ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +41,7 @@ format: $(VENV)/.test  ## Let ruff rewrite the formatting
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build install log out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(LCE_VENV) build dist install log out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
 
 $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.10 or newer is needed: install python3 or set PYTHON=..."; exit 2; }
@@ -50,6 +57,13 @@ $(VENV)/.demo: $(VENV)/.made $(PACKAGE_FILES)
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing the training and test tools into $(VENV) (once, some minutes) ..."
 	$(PIP) -e '.[training,bench,bag,test,dev]'
+	touch $@
+
+# TensorFlow 2.16, the last that Larq is made for, wants older packages than the rest.
+$(LCE_VENV)/.test: setup.py constraints-lce.txt
+	@echo "Installing Larq and TensorFlow into $(LCE_VENV) (once, some minutes) ..."
+	$(PYTHON) -m venv $(LCE_VENV)
+	$(LCE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lce.txt -e '.[training,lce,test]'
 	touch $@
 
 comma := ,

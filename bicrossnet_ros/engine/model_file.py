@@ -258,7 +258,7 @@ def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].tobytes())
+        digest.update(np.ascontiguousarray(tensors[name]).view(np.uint8).data)
     return digest.hexdigest()
 
 
