@@ -189,7 +189,8 @@ def table(rows: list[Any]) -> str:
 def report(results: list[dict[str, Any]]) -> str:
     """One table of the rows of several runs, by dimension and number of tiles."""
     rows = [row for result in results for row in result['rows']]
-    rows.sort(key=lambda row: (row['dim'], row['tiles']))  # stable: the kinds keep their order
+    kinds = list(BUILDERS)
+    rows.sort(key=lambda row: (row['dim'], row['tiles'], kinds.index(row['kind'])))
     cpus = ', '.join(dict.fromkeys(result['cpu'] for result in results))
     clocks = ', '.join(dict.fromkeys(result['clock'] for result in results))
     what = f'{cpus}, one thread, {clocks} time; radius {RADIUS_M:.0f} m, tiles of {TILE_M:.0f} m'
