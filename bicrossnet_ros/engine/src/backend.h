@@ -88,7 +88,7 @@ struct FinishArguments {
   size_t x_stride;
   int x_width;           // in pixels; stride 2 only
   int stride;
-  int channels;
+  int channel_begin, channel_end;
   int pixel_begin, pixel_end;  // of the output
   const float* gain;
   const float* offset;

@@ -155,7 +155,7 @@ void finish_block(const FinishArguments& a, int channel) {
 
 template <class V, bool kElementwise, int kStride, int kSigns>
 void finish_channels(const FinishArguments& a) {
-  for_blocks<V>(0, a.channels, [&](auto vector, int channel) {
+  for_blocks<V>(a.channel_begin, a.channel_end, [&](auto vector, int channel) {
     finish_block<decltype(vector), kElementwise, kStride, kSigns>(a, channel);
   });
 }

@@ -133,7 +133,7 @@ void Session::forward(const float* image, float* embedding, int member, int64_t*
   };
   const std::vector<Unit>& units = network_->units();
   Map map = first_map();
-  stem(image, map);
+  stem(image, map, member);
   if (measure) lap(now_ns());
   for (const Block& block : network_->blocks()) {
     const Unit& first = units[block.first];
@@ -156,10 +156,10 @@ void Session::forward(const float* image, float* embedding, int member, int64_t*
     }
     map = output;
   }
-  pool(map, embedding);
+  pool(map, embedding, member);
 }
 
-void Session::stem(const float* image, const Map& map) {
+void Session::stem(const float* image, const Map& map, int member) {
   StemArguments all = {};
   all.image = image;
   all.height = height_;
@@ -168,7 +168,7 @@ void Session::stem(const float* image, const Map& map) {
   all.gain = network_->stem_gain();
   all.offset = network_->stem_offset();
   all.channels = map.channels;
-  team_.share(map.chunks(), [&](int chunk) {
+  team_.share(member, map.chunks(), [&](int chunk) {
     StemArguments part = all;
     part.pixel_begin = chunk * kChunkPixels;
     part.pixel_end = std::min(part.pixel_begin + kChunkPixels, map.pixels());
@@ -177,16 +177,16 @@ void Session::stem(const float* image, const Map& map) {
   });
 }
 
-void Session::pool(const Map& map, float* embedding) {
+void Session::pool(const Map& map, float* embedding, int member) {
   float* sums = runner_->sums();
-  team_.share(map.chunks(), [&](int chunk) {
+  team_.share(member, map.chunks(), [&](int chunk) {
     const int begin = chunk * kChunkPixels;
     network_->backend().passes.sum_map(map.values, map.channels, begin,
                                        std::min(begin + kChunkPixels, map.pixels()),
                                        network_->last_slope(),
                                        sums + static_cast<std::size_t>(chunk) * map.channels);
   });
-  team_.share(1, [&](int) {
+  team_.share(member, 1, [&](int) {
     mean_of_chunks(sums, map.chunks(), map.channels, map.pixels(), embedding);
   });
 }

@@ -27,8 +27,8 @@ class Session {
   Map first_map();
   Map next_map(const Map& before, int stride, int channels);
   void forward(const float* image, float* embedding, int member, int64_t* times);
-  void stem(const float* image, const Map& map);
-  void pool(const Map& map, float* embedding);
+  void stem(const float* image, const Map& map, int member);
+  void pool(const Map& map, float* embedding, int member);
 
   const std::shared_ptr<const Network> network_;
   const int height_, width_;

@@ -3,7 +3,7 @@
 namespace bicrossnet {
 namespace {
 
-constexpr int kSpinsBeforeSleep = 2000;
+constexpr int kSpinsBeforeSleep = 6000;  // 20 to 70 microseconds
 
 void pause() {
 #if defined(__x86_64__)
@@ -15,7 +15,7 @@ void pause() {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), ranges_(threads) {
   try {
     for (int member = 1; member < threads; ++member) {
       threads_.emplace_back([this, member] { work(member); });
@@ -73,7 +73,7 @@ void Team::wait_for_all() {
   const uint32_t phase = phase_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    next_task_.store(0, std::memory_order_relaxed);
+    for (Range& range : ranges_) range.taken.store(0, std::memory_order_relaxed);
     {
       // Under the lock, so that nobody falls asleep between its last look and the call to wake.
       const std::lock_guard<std::mutex> lock(phase_mutex_);

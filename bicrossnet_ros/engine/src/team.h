@@ -32,14 +32,21 @@ class Team {
 
   // One phase, called by every member with the same count: each task runs once, in any member;
   // nobody returns before all are done. Which member runs a task must not matter to its result.
+  // Every member begins with a range of its own, the same part of a map in every phase, since its
+  // cache holds that part; then it helps the others.
   template <class Function>
-  void share(int count, Function&& function) {
+  void share(int member, int count, Function&& function) {
     if (size_ == 1) {
       for (int task = 0; task < count; ++task) function(task);
       return;
     }
-    for (int task; (task = next_task_.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      function(task);
+    for (int i = 0; i < size_; ++i) {
+      const int owner = (member + i) % size_;
+      const int begin = first_task(owner, count), end = first_task(owner + 1, count);
+      std::atomic<int>& taken = ranges_[owner].taken;
+      for (int task; (task = begin + taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
+        function(task);
+      }
     }
     wait_for_all();
   }
@@ -47,13 +54,21 @@ class Team {
  private:
   using Call = void (*)(void* function, int member);
 
+  // How many tasks of a member's range were taken; on a cache line of its own.
+  struct alignas(64) Range {
+    std::atomic<int> taken{0};
+  };
+
+  int first_task(int member, int count) const {
+    return static_cast<int>(static_cast<int64_t>(count) * member / size_);
+  }
   void start(Call call, void* function);
   void wait_for_all();
   void work(int member);
   void stop();
 
   const int size_;
-  std::atomic<int> next_task_{0};
+  std::vector<Range> ranges_;
   std::atomic<int> arrived_{0};
   std::atomic<uint32_t> phase_{0};
   std::mutex phase_mutex_;

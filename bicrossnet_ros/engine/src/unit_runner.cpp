@@ -12,15 +12,19 @@ constexpr int kHiddenOfTask = 32, kGatesOfTask = 256;
 
 int rounded_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Channels of one task of a convolution: all of them where the chunks alone keep the team busy.
-int channels_of_task(const Convolution& convolution, int chunks, int team) {
-  const int channels = convolution.shape().channels_out;
+// Channels of one task: all of them where the chunks alone keep the team busy, else a multiple of
+// `step`.
+int channels_of_task(int channels, int step, int chunks, int team) {
   if (team == 1 || chunks >= kTasksPerMember * team) return channels;
-  const int tile = convolution.channel_tile();
-  const int step = tile % 8 == 0 ? tile : 8 * tile;  // signs and passes go by eight channels
   const int groups = (kTasksPerMember * team + chunks - 1) / chunks;
   const int wanted = std::max(kFewestChannels, (channels + groups - 1) / groups);
   return std::min(channels, rounded_up(wanted, step));
+}
+
+// Signs and passes go by eight channels at least.
+int channel_step(const Convolution& convolution) {
+  const int tile = convolution.channel_tile();
+  return tile % 8 == 0 ? tile : 8 * tile;
 }
 
 }  // namespace
@@ -71,18 +75,19 @@ void UnitRunner::run(const Unit& unit, const Map& input, int reader, const Map& 
   const bool measure = times && member == 0;
   convolve(unit, input, reader, output, member);
   if (measure) times->convolution = now_ns();
-  compute_gate(unit, input, output);
+  compute_gate(unit, input, output, member);
   if (measure) times->gate = now_ns();
-  finish(unit, input, output, channel, thresholds);
+  finish(unit, input, output, channel, thresholds, member);
   if (measure) times->finish = now_ns();
 }
 
 void UnitRunner::convolve(const Unit& unit, const Map& input, int reader, const Map& output,
                           int member) {
   const int chunks = output.chunks();
-  const int width = channels_of_task(unit.convolution, chunks, team_.size());
+  const int width = channels_of_task(unit.channels, channel_step(unit.convolution), chunks,
+                                     team_.size());
   const int groups = (unit.channels + width - 1) / width;
-  team_.share(chunks * groups, [&](int task) {
+  team_.share(member, chunks * groups, [&](int task) {
     const int chunk = task / groups, begin = task % groups * width;
     ConvolutionTask work = {};
     work.signs = input.signs[reader];
@@ -122,18 +127,21 @@ void mean_of_chunks(const float* sums, int chunks, int channels, int pixels, flo
 
 // The squeeze-excite sees mix * input + (1 - mix) * output, of which it needs the mean alone: no
 // pass over a map. An input that is pooled for the shortcut has the mean of its pooled map.
-void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& output) {
+void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& output,
+                              int member) {
   const int channels = unit.channels;
   float* mixed = mixed_.data();
-  team_.share(1, [&](int) {
+  team_.share(member, 1, [&](int) {
     mean_of_chunks(sums_.data(), output.chunks(), channels, output.pixels(), mixed);
     mean_of_chunks(input.sums, input.chunks(), channels, input.pixels(), mean_.data());
     for (int c = 0; c < channels; ++c) mixed[c] += unit.mix[c] * (mean_[c] - mixed[c]);
   });
-  share_linear(unit.reduce, mixed, hidden_.data(), kHiddenOfTask, [&](int begin, int end) {
+  share_linear(unit.reduce, mixed, hidden_.data(), kHiddenOfTask, member,
+               [&](int begin, int end) {
     for (int i = begin; i < end; ++i) hidden_[i] = std::max(hidden_[i], 0.0f);
   });
-  share_linear(unit.expand, hidden_.data(), gate_.data(), kGatesOfTask, [&](int begin, int end) {
+  share_linear(unit.expand, hidden_.data(), gate_.data(), kGatesOfTask, member,
+               [&](int begin, int end) {
     backend_.passes.gate(gate_.data() + begin, unit.gain2.data() + begin,
                          std::min(end, channels) - begin);
   });
@@ -142,9 +150,9 @@ void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& out
 // outputs = matrix * inputs + bias, then `after` for every range of outputs.
 template <class Function>
 void UnitRunner::share_linear(const Linear& linear, const float* inputs, float* outputs,
-                              int outputs_of_task, Function&& after) {
+                              int outputs_of_task, int member, Function&& after) {
   const int tasks = (linear.outputs + outputs_of_task - 1) / outputs_of_task;
-  team_.share(tasks, [&](int task) {
+  team_.share(member, tasks, [&](int task) {
     LinearArguments part = {};
     part.inputs = inputs;
     part.input_count = linear.inputs;
@@ -159,7 +167,7 @@ void UnitRunner::share_linear(const Linear& linear, const float* inputs, float* 
 }
 
 void UnitRunner::finish(const Unit& unit, const Map& input, const Map& output, int channel,
-                        const std::vector<const float*>& thresholds) {
+                        const std::vector<const float*>& thresholds, int member) {
   FinishArguments all = {};
   all.dots = dots_.data();
   all.dot_stride = unit.channels;
@@ -167,15 +175,20 @@ void UnitRunner::finish(const Unit& unit, const Map& input, const Map& output, i
   all.x_stride = input.channels;
   all.x_width = input.width;
   all.stride = unit.stride;
-  all.channels = unit.channels;
   all.gain = unit.gain1.data();
   all.offset = unit.offset1.data();
   all.slope = unit.slope.data();
   all.gate = gate_.data();
   all.offset2 = unit.offset2.data();
   all.residual_slope = unit.residual_slope.data();
-  team_.share(output.chunks(), [&](int chunk) {
+  const int width = channels_of_task(unit.channels, kFewestChannels, output.chunks(),
+                                     team_.size());
+  const int groups = (unit.channels + width - 1) / width;
+  team_.share(member, output.chunks() * groups, [&](int task) {
+    const int chunk = task / groups;
     FinishArguments part = all;
+    part.channel_begin = task % groups * width;
+    part.channel_end = std::min(part.channel_begin + width, unit.channels);
     part.pixel_begin = chunk * kChunkPixels;
     part.pixel_end = std::min(part.pixel_begin + kChunkPixels, output.pixels());
     part.output = output.output(chunk, channel, thresholds);

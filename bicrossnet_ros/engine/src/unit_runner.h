@@ -55,12 +55,12 @@ class UnitRunner {
 
  private:
   void convolve(const Unit& unit, const Map& input, int reader, const Map& output, int member);
-  void compute_gate(const Unit& unit, const Map& input, const Map& output);
+  void compute_gate(const Unit& unit, const Map& input, const Map& output, int member);
   template <class Function>
   void share_linear(const Linear& linear, const float* inputs, float* outputs,
-                    int outputs_of_task, Function&& after);
+                    int outputs_of_task, int member, Function&& after);
   void finish(const Unit& unit, const Map& input, const Map& output, int channel,
-              const std::vector<const float*>& thresholds);
+              const std::vector<const float*>& thresholds, int member);
 
   const Backend& backend_;
   Team& team_;
