@@ -1,7 +1,9 @@
 """Whole networks in the engine: the chain of their units bit for bit, the same bits always."""
 
+import ctypes
 import gc
 import hashlib
+import platform
 import threading
 
 import numpy as np
@@ -127,6 +129,28 @@ def test_golden_embedding(backend):
     """The bits of an embedding, the same on every machine, compiler and architecture."""
     embeddings = embed(random_model(ODD_CHANNELS), random_images(3, 64, 96), backend=backend)
     assert hashlib.sha256(embeddings.astype('<f4').tobytes()).hexdigest() == GOLDEN
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_float_mode_of_the_caller_does_not_count(threads):
+    """Another library may have changed how this thread, and those it starts, round."""
+    upward = {'x86_64': 0x800, 'aarch64': 0x400000}.get(platform.machine())
+    if upward is None:
+        pytest.skip('only on x86-64 and ARM the engine sets the mode')
+    mathematics = ctypes.CDLL('libm.so.6')
+    model, images = random_model(ODD_CHANNELS), random_images(3, 64, 96)
+    expected = embed(model, images, threads=threads)
+    network = native.NativeNetwork(model)
+    session = network.session(64, 96, threads=threads)
+    assert mathematics.fesetround(upward) == 0
+    try:
+        found = [session.run(images), network.session(64, 96, threads=threads).run(images)]
+        kept = mathematics.fegetround()
+    finally:
+        mathematics.fesetround(0)
+    assert kept == upward
+    for embeddings in found:
+        np.testing.assert_array_equal(embeddings, expected)
 
 
 def test_repeated_runs_leave_nothing_behind():

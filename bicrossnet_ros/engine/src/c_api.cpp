@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "bicrossnet_engine.h"
+#include "float_mode.h"
 #include "network.h"
 #include "session.h"
 #include "unit_runner.h"
@@ -89,6 +90,7 @@ void check_pointers(bool all_there) {
 void run_unit(const bcn_unit& description, const Backend& backend, const float* x, int height,
               int width, float* y) {
   check_map(height, width);
+  const DefaultFloatMode mode;
   const Unit unit(description, backend);
   if (unit.stride == 2 && (height % 2 != 0 || width % 2 != 0)) {
     throw std::invalid_argument("at stride 2 the map's sides must be even");
