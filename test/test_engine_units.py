@@ -224,3 +224,11 @@ def test_same_bits_every_time():
     first = run_everywhere(model, unit, x)
     for _ in range(5):
         np.testing.assert_array_equal(native.run_unit(model, unit, x), first)
+
+
+def test_sums_that_overflow_show():
+    """A gate of a mean that is no number is none either: no embedding may hide it."""
+    model = random_model(ODD_CHANNELS)
+    unit = units(ODD_CHANNELS)[0]
+    x = np.full((16, 16, unit.channels), 3e36, np.float32)  # finite, but not the sum of 256
+    assert np.isnan(run_everywhere(model, unit, x)).all()

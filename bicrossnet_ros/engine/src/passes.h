@@ -347,10 +347,12 @@ void linear(const LinearArguments& a) {
 // library's expf would differ from one system to the next.
 // Coefficients: Cephes mathematical library (Moshier 1989), expf.
 inline float exponential(float x) {
-  x = x > -87.0f ? x : -87.0f;  // also for NaN: the map itself carries it on
-  x = x < 87.0f ? x : 87.0f;
-  const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (x * 1.44269504088896341f + to_integer) - to_integer;
+  x = x < -87.0f ? -87.0f : x;  // NaN passes, so that what overflowed shows in the embedding
+  x = x > 87.0f ? 87.0f : x;
+  // Adding 1.5 * 2^23 rounds to an integer, which the lowest bits of the sum are.
+  const float to_integer = 12582912.0f;
+  const float sum = x * 1.44269504088896341f + to_integer;
+  const float n = sum - to_integer;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float y = 1.9875691500e-4f;
   y = y * r + 1.3981999507e-3f;
@@ -359,9 +361,11 @@ inline float exponential(float x) {
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = (y * (r * r) + r) + 1.0f;
-  const int32_t exponent = (static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits;
+  memcpy(&bits, &sum, sizeof bits);
+  bits = (bits + 127) << 23;  // 2^n
   float power;
-  memcpy(&power, &exponent, sizeof power);
+  memcpy(&power, &bits, sizeof power);
   return y * power;
 }
 
