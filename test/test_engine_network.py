@@ -11,7 +11,7 @@ import pytest
 from engine_models import CHANNELS, ODD_CHANNELS, random_images, random_model
 
 from bicrossnet_ros.encoder import default_model_path, open_encoder
-from bicrossnet_ros.engine import native
+from bicrossnet_ros.engine import build, native
 from bicrossnet_ros.engine.architecture import BATCH_NORM_EPSILON, make_blocks
 from bicrossnet_ros.engine.model_file import Model, read_model
 
@@ -129,6 +129,15 @@ def test_golden_embedding(backend):
     """The bits of an embedding, the same on every machine, compiler and architecture."""
     embeddings = embed(random_model(ODD_CHANNELS), random_images(3, 64, 96), backend=backend)
     assert hashlib.sha256(embeddings.astype('<f4').tobytes()).hexdigest() == GOLDEN
+
+
+def test_compilers_that_would_give_other_bits_are_refused(tmp_path):
+    try:
+        compiler = build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    with pytest.raises(build.BuildError, match='not compiled with -ffast-math'):
+        build.build_library(tmp_path / 'engine.so', compiler=(*compiler, '-ffast-math'))
 
 
 @pytest.mark.parametrize('threads', [1, 2])

@@ -11,6 +11,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// What is not so here would give other bits, without a word.
+#if defined(__FAST_MATH__)
+#error "the engine is not compiled with -ffast-math: its results would not be those of other builds"
+#endif
+#if __FLT_EVAL_METHOD__ != 0
+#error "the engine needs floats that are rounded after every operation (on x86: -mfpmath=sse)"
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the engine packs bits for little-endian machines"
+#endif
+
 namespace bicrossnet {
 
 // Pixels of one chunk, the unit of work of a thread and of the partial sums over pixels. A part of
