@@ -2,6 +2,7 @@
 
 import ctypes.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,41 @@ def test_impossible_sessions(height, width, threads, message):
     network = NativeNetwork(random_model(ODD_CHANNELS))
     with pytest.raises(EngineUnavailable, match=message):
         network.session(height, width, threads=threads)
+
+
+SHORT_OF_MEMORY = """
+import os, resource
+from pathlib import Path
+from engine_models import ODD_CHANNELS, random_images, random_model
+from bicrossnet_ros.engine.native import EngineUnavailable, NativeNetwork
+
+network = NativeNetwork(random_model(ODD_CHANNELS))
+used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
+for size, threads in ((4096, 1), (64, 256)):
+    try:
+        network.session(size, size, threads=threads)
+    except EngineUnavailable as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert len(os.listdir('/proc/self/task')) == 1, 'threads were left behind'
+network.session(64, 64, threads=2).run(random_images(1, 64, 64))
+"""
+
+
+@built
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='no /proc/self/statm')
+@pytest.mark.skipif('LD_PRELOAD' in os.environ, reason='sanitizers take memory as they like')
+def test_a_machine_that_is_short_of_memory():
+    """What was begun is undone, and the message says what to do."""
+    done = run_python(SHORT_OF_MEMORY)
+    assert done.returncode == 0, done.stderr
+    memory, threads = done.stdout.splitlines()
+    assert memory == 'the engine refused: not enough memory'
+    assert re.fullmatch(
+        r'the engine refused: only \d+ of 256 threads can be started \(.*\); ask for fewer', threads
+    )
 
 
 @built

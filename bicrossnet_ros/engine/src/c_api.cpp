@@ -31,24 +31,25 @@ struct bcn_convolution {
 namespace bicrossnet {
 namespace {
 
-constexpr int kLargestSide = 8192;
+int32_t fail(char* error, int32_t error_bytes, const char* message) {
+  if (error && error_bytes > 0) {
+    std::snprintf(error, static_cast<std::size_t>(error_bytes), "%s", message);
+  }
+  return 1;
+}
 
-// Runs `function`; returns 0, or 1 with the message of what it threw.
+// Runs `function`; returns 0, or 1 with the message of what it threw. Makes no string of it: there
+// may be no memory for one.
 template <class Function>
 int32_t guarded(char* error, int32_t error_bytes, Function&& function) {
-  std::string message;
   try {
     function();
     return 0;
   } catch (const std::bad_alloc&) {
-    message = "not enough memory";
+    return fail(error, error_bytes, "not enough memory");
   } catch (const std::exception& exception) {
-    message = exception.what();
+    return fail(error, error_bytes, exception.what());
   }
-  if (error && error_bytes > 0) {
-    std::snprintf(error, static_cast<std::size_t>(error_bytes), "%s", message.c_str());
-  }
-  return 1;
 }
 
 const Backend* find_backend(const char* name) {

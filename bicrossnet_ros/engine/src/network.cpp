@@ -75,7 +75,8 @@ std::size_t Unit::bytes() const {
 
 Network::Network(const bcn_network_description& d, const Backend& backend)
     : backend_(backend), stem_channels_(d.stem_channels) {
-  if (d.unit_count < 2 || d.unit_count > kMostUnits || !d.units) {
+  if (!d.units) throw std::invalid_argument("units is missing");
+  if (d.unit_count < 2 || d.unit_count > kMostUnits) {
     throw std::invalid_argument("the network has " + std::to_string(d.unit_count) +
                                 " units; expected 2 to " + std::to_string(kMostUnits));
   }

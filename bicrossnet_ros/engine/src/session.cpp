@@ -9,7 +9,6 @@
 namespace bicrossnet {
 namespace {
 
-constexpr int kLargestSide = 8192;
 constexpr int kMostThreads = 256;
 
 int checked_side(int side, const char* name) {

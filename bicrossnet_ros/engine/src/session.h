@@ -12,7 +12,7 @@ namespace bicrossnet {
 
 class Session {
  public:
-  // Throws std::invalid_argument, std::bad_alloc, std::system_error (no more threads).
+  // Throws std::invalid_argument, std::bad_alloc, std::runtime_error (no more threads).
   Session(std::shared_ptr<const Network> network, int height, int width, int threads);
 
   void run(const float* images, int count, float* embeddings);

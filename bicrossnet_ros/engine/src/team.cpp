@@ -1,5 +1,9 @@
 #include "team.h"
 
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 namespace bicrossnet {
 namespace {
 
@@ -20,6 +24,11 @@ Team::Team(int threads) : size_(threads), ranges_(threads) {
     for (int member = 1; member < threads; ++member) {
       threads_.emplace_back([this, member] { work(member); });
     }
+  } catch (const std::system_error& error) {
+    stop();
+    throw std::runtime_error("only " + std::to_string(threads_.size() + 1) + " of " +
+                             std::to_string(threads) + " threads can be started (" +
+                             error.what() + "); ask for fewer");
   } catch (...) {
     stop();
     throw;

@@ -9,6 +9,8 @@
 
 namespace bicrossnet {
 
+constexpr int kLargestSide = 8192;  // of a map, so that its pixels can be counted in an int
+
 inline int chunk_count(int pixels) { return (pixels + kChunkPixels - 1) / kChunkPixels; }
 
 // A map between two units. It owns nothing.
