@@ -2,7 +2,8 @@
 
 - ``.safetensors``, a model of this project: the native engine, `bicrossnet_ros.engine.native`.
   Where that cannot run, ONNX Runtime takes its graph instead, and the log says why. The
-  environment variable BICROSSNET_BACKEND forces a back end of the engine, or ``onnxruntime``.
+  environment variable BICROSSNET_BACKEND forces a back end of the engine, which then runs or is
+  an error, or ``onnxruntime``.
 - ``.onnx``, any embedding network whose metadata says how its input is prepared: ONNX Runtime.
 - ``.tflite``, as `training.export` writes it: Larq Compute Engine (extra ``lce``).
 """
@@ -135,7 +136,7 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     ------
     ModelError
         If the file is missing, damaged, of another kind, contradicts its own metadata, or nothing
-        installed can run it.
+        installed can run it; or the back end that BICROSSNET_BACKEND names cannot.
     ConfigError
         If `threads` is impossible.
     """
@@ -164,14 +165,20 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
 def _open_model_file(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
     from bicrossnet_ros.engine.native import EngineUnavailable
 
-    if os.environ.get(BACKEND_VARIABLE) == ONNX_RUNTIME:
-        _warn_once(f'{BACKEND_VARIABLE}={ONNX_RUNTIME} is set; unset it')
+    asked = os.environ.get(BACKEND_VARIABLE)
+    if asked == ONNX_RUNTIME:
+        _warn_once(f'{BACKEND_VARIABLE}={ONNX_RUNTIME} asks for it; unset it to use the engine')
     else:
         from bicrossnet_ros.engine.native_runtime import open_native
 
         try:
             return open_native(path, model_id=model_id, threads=threads)
         except EngineUnavailable as error:
+            if asked:  # who forces one measures or tests it: no other may pass for it
+                raise ModelError(
+                    f'{error} ({BACKEND_VARIABLE}={asked} forces the engine; where it is not set, '
+                    'ONNX Runtime stands in)'
+                ) from error
             _warn_once(str(error))
     from bicrossnet_ros.engine.onnx_runtime import from_model
 

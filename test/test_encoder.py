@@ -211,8 +211,7 @@ def test_every_back_end_gives_the_same_embeddings(backend, encoder, monkeypatch)
 @pytest.mark.parametrize(
     ('name', 'value', 'reason'),
     [
-        ('BICROSSNET_BACKEND', 'onnxruntime', 'is set; unset it'),
-        ('BICROSSNET_BACKEND', 'mmx', "'mmx': no such back end"),
+        ('BICROSSNET_BACKEND', 'onnxruntime', 'unset it to use the engine'),
         ('BICROSSNET_ENGINE_LIBRARY', '/nowhere/engine.so', 'the engine was not built'),
     ],
 )
@@ -231,6 +230,18 @@ def test_onnx_runtime_stands_in_for_the_engine(name, value, reason, encoder, mon
     assert reason in record.getMessage()
     cosines = (stand_in.encode(ground(8)) * encoder.encode(ground(8))).sum(axis=1)
     assert np.median(cosines) > 0.999
+
+
+@pytest.mark.parametrize('library', ['', '/nowhere/engine.so'])
+def test_a_back_end_that_was_asked_for_by_name_is_that_one_or_an_error(library, monkeypatch):
+    """Who forces one measures or tests it: another one in its place would be a wrong answer."""
+    if not library and not native.backends():
+        pytest.skip('the engine is not built')
+    monkeypatch.setenv('BICROSSNET_BACKEND', 'mmx')
+    monkeypatch.setenv('BICROSSNET_ENGINE_LIBRARY', library)
+    reason = 'engine was not built' if library else "'mmx': no such back end"
+    with pytest.raises(ModelError, match=rf'{reason}.*\(BICROSSNET_BACKEND=mmx forces the engine'):
+        open_encoder(default_model_path())
 
 
 def test_encoders_of_one_file_share_its_weights(tmp_path):
