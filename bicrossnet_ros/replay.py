@@ -196,7 +196,7 @@ def _run(arguments: argparse.Namespace) -> int:
             title=f'Replay of {flight.name}',
             flight=flight,
             gallery=gallery,
-            options=_options(arguments, config),
+            options={'runtime': encoder.runtime, **_options(arguments, config)},
             notes=notes,
         )
     print(verdict(summary).replace('\N{NO-BREAK SPACE}', ' '))

@@ -559,3 +559,21 @@ def test_a_second_interrupt_while_it_ends_does_no_harm(world, gallery):
     if process.popen.poll() is None:
         process.popen.send_signal(signal.SIGINT)
     assert process.popen.wait(timeout=10) == 0, process.output
+
+
+@pytest.mark.parametrize(
+    ('backend', 'said'),
+    [
+        # The package's own warnings are in ROS' log, where ground stations and bags look.
+        ('onnxruntime', '[WARN]'),
+        ('mmx', 'cannot configure: '),
+    ],
+)
+def test_what_runs_the_network_is_said_in_the_log(backend, said, world, gallery):
+    world.env['BICROSSNET_BACKEND'] = backend
+    process = world.start_node(gallery=gallery, autostart=True)
+    process.wait_for_output('in ONNX Runtime ' if said == '[WARN]' else 'cannot configure')
+    (line,) = (line for line in process.output.splitlines() if 'BICROSSNET_BACKEND=' in line)
+    assert said in line
+    assert '[geolocalizer]' in line
+    assert process.stop() == 0

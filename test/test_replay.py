@@ -88,8 +88,8 @@ def test_simulated_flight_is_found(world, replayed):
     assert (out / 'report.html').stat().st_size > 50_000
 
 
-def test_every_frame_is_timed_and_explained(replayed):
-    _, rows, summary = replayed
+def test_every_frame_is_timed_and_explained(replayed, encoder):
+    out, rows, summary = replayed
     for row in rows:
         assert float(row['read_ms']) > 0.0
         stages = [
@@ -102,6 +102,8 @@ def test_every_frame_is_timed_and_explained(replayed):
         assert (row['lat_deg'] != '') == (row['status'] == 'fix')
         assert (row['sigma_m'] != '') == (row['status'] == 'fix')
     assert summary['latency_ms']['total']['count'] == len(rows)
+    assert summary['options']['runtime'] == encoder.runtime  # without it times say nothing
+    assert encoder.runtime in (out / 'report.html').read_text(encoding='utf-8')
     assert summary['options']['map_accuracy_m'] == 0.0  # the simulated truth is the map's
 
 

@@ -7,6 +7,7 @@ works on an old one. Topics, services and parameters: docs/ros_interface.md.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -35,6 +36,7 @@ from std_srvs.srv import Trigger
 
 from bicrossnet_ros.errors import BiCrossNetError
 from bicrossnet_ros.nodes.health import Health
+from bicrossnet_ros.nodes.logs import RosLogHandler
 from bicrossnet_ros.nodes.mailbox import Mailbox
 from bicrossnet_ros.nodes.parameters import NodeParameters, refusal
 from bicrossnet_ros.nodes.pipeline import Pipeline
@@ -300,6 +302,7 @@ def main(args: list[str] | None = None) -> None:
     node = executor = None
     try:
         node = Geolocalizer()
+        logging.getLogger('bicrossnet_ros').addHandler(RosLogHandler(node.get_logger()))
         executor = MultiThreadedExecutor(num_threads=2)
         executor.add_node(node)
         start(node)
