@@ -126,7 +126,8 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
         ``metadata_props['bicrossnet']``) or ``NAME.tflite`` (the same for Larq, see
         `bicrossnet_ros.engine.lce_runtime`).
     threads : int
-        CPU threads of one call of `Encoder.encode`, 1 to 256.
+        CPU threads of one call of `Encoder.encode`, 1 to 256; of those, as many as there are CPUs
+        for this process. The result does not depend on it.
 
     Returns
     -------
@@ -148,7 +149,7 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     if path.suffix not in _OPENERS:
         raise ModelError(f'{path}: a {path.suffix or "nameless"} file; expected {_EXPECTED}')
     model_id = file_sha256(path)
-    metadata, runtime = _OPENERS[path.suffix](path, model_id, threads)
+    metadata, runtime = _OPENERS[path.suffix](path, model_id, min(threads, _cpus()))
     return Encoder(
         model_id=model_id,
         model_name=metadata.name,
@@ -156,6 +157,13 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
         preprocessing=metadata.preprocessing,
         _runtime=runtime,
     )
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may use: a thread beyond only keeps others waiting."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 # Each imports its runtime only when it is wanted: ONNX Runtime alone takes longer to import than

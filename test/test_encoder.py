@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -295,6 +296,23 @@ def test_wrong_threads():
     for threads in (0, -1, 1000, 1.5, True):
         with pytest.raises(ConfigError, match='threads is'):
             open_encoder(default_model_path(), threads=threads)
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='needs Linux to count threads')
+def test_no_more_threads_than_cpus_are_started():
+    """Those beyond only wait for one another: 64 on two cores take 0.6 s where one takes 1 ms."""
+    code = """
+import os
+import numpy as np
+from bicrossnet_ros.encoder import default_model_path, open_encoder
+before = len(os.listdir('/proc/self/task'))
+encoder = open_encoder(default_model_path(), threads=256)
+encoder.encode(np.zeros((1, 96, 96, 3), np.uint8))
+print(1 + len(os.listdir('/proc/self/task')) - before, len(os.sched_getaffinity(0)))
+"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    threads, cpus = map(int, run.stdout.split())
+    assert threads <= min(cpus, 256)
 
 
 def test_missing_and_unknown_files(tmp_path):

@@ -365,6 +365,11 @@ def test_health_speaks_of_an_error_of_ours_for_a_while():
     assert health.problem() == 'no image yet'
 
 
+def test_the_network_has_one_thread_unless_more_are_asked_for():
+    """Threads wait for one another; with a camera driver on the core they want, that is slower."""
+    assert NodeSettings().encoder_threads == 1
+
+
 @pytest.mark.parametrize(
     ('changes', 'expected'),
     [

@@ -28,7 +28,9 @@ class NodeSettings:
 
     gallery: str = parameter('', 'folder NAME.gallery that is searched (required)')
     model: str = parameter('', 'model file NAME.safetensors; empty: the one that is shipped')
-    encoder_threads: int = parameter(2, 'threads of the network', 1, 64)
+    encoder_threads: int = parameter(
+        1, 'threads of the network; more pay off only for a large one and on idle cores', 1, 64
+    )
     autostart: bool = parameter(
         False, 'configure and activate by itself, for use without a launch file'
     )
