@@ -26,7 +26,7 @@ from bicrossnet_ros.engine.model_file import (
     is_file,
     read_model,
 )
-from bicrossnet_ros.engine.runtime import Runtime
+from bicrossnet_ros.engine.runtime import BACKEND_VARIABLE, ONNX_RUNTIME, Runtime
 from bicrossnet_ros.errors import ConfigError, ModelError
 from bicrossnet_ros.preprocess import Preprocessing, check_patches, prepare
 
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = 'bnext_nano_96.safetensors'
 MAX_BATCH = 16  # bounds the memory of a call; larger batches are not faster
-BACKEND_VARIABLE = 'BICROSSNET_BACKEND'
-ONNX_RUNTIME = 'onnxruntime'  # value of BACKEND_VARIABLE that goes round the engine
 
 
 def default_model_path() -> Path:
@@ -148,8 +146,12 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
         raise ModelError(f'{path}: no such model file; expected {_EXPECTED}')
     if path.suffix not in _OPENERS:
         raise ModelError(f'{path}: a {path.suffix or "nameless"} file; expected {_EXPECTED}')
+    before = _state(path)
     model_id = file_sha256(path)
     metadata, runtime = _OPENERS[path.suffix](path, model_id, min(threads, _cpus()))
+    if _state(path) != before:
+        del runtime  # and its weights: other encoders would take them for those of `model_id`
+        raise ModelError(f'{path}: it changed while it was opened; open it again')
     return Encoder(
         model_id=model_id,
         model_name=metadata.name,
@@ -164,6 +166,12 @@ def _cpus() -> int:
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """Return what tells whether a file was written or replaced."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # Each imports its runtime only when it is wanted: ONNX Runtime alone takes longer to import than

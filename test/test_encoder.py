@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bicrossnet_ros import encoder as encoder_module
 from bicrossnet_ros.encoder import _warn_once, default_model_path, open_encoder
 from bicrossnet_ros.engine import native, native_runtime
 from bicrossnet_ros.engine.model_file import (
@@ -213,7 +214,7 @@ def test_every_back_end_gives_the_same_embeddings(backend, encoder, monkeypatch)
     ('name', 'value', 'reason'),
     [
         ('BICROSSNET_BACKEND', 'onnxruntime', 'unset it to use the engine'),
-        ('BICROSSNET_ENGINE_LIBRARY', '/nowhere/engine.so', 'the engine was not built'),
+        ('BICROSSNET_ENGINE_LIBRARY', '/nowhere/engine.so', 'engine.so: no such file'),
     ],
 )
 def test_onnx_runtime_stands_in_for_the_engine(name, value, reason, encoder, monkeypatch, caplog):
@@ -240,9 +241,30 @@ def test_a_back_end_that_was_asked_for_by_name_is_that_one_or_an_error(library, 
         pytest.skip('the engine is not built')
     monkeypatch.setenv('BICROSSNET_BACKEND', 'mmx')
     monkeypatch.setenv('BICROSSNET_ENGINE_LIBRARY', library)
-    reason = 'engine was not built' if library else "'mmx': no such back end"
+    reason = 'engine.so: no such file' if library else "'mmx': no such back end"
     with pytest.raises(ModelError, match=rf'{reason}.*\(BICROSSNET_BACKEND=mmx forces the engine'):
         open_encoder(default_model_path())
+
+
+def test_file_that_changes_while_it_is_opened(tmp_path, monkeypatch, encoder):
+    """Weights must never go under the identity of others: galleries are checked by it."""
+    other = read_model(default_model_path())
+    tensors = {name: tensor[::-1].copy() for name, tensor in other.tensors.items()}
+    path = Path(shutil.copy(default_model_path(), tmp_path / 'model.safetensors'))
+    hashed = encoder_module.file_sha256
+
+    def hash_and_replace(path):
+        found = hashed(path)
+        write_model(path, Model(other.metadata, tensors))
+        return found
+
+    monkeypatch.setattr(encoder_module, 'file_sha256', hash_and_replace)
+    native_runtime._shared.clear()
+    with pytest.raises(ModelError, match='changed while it was opened; open it again'):
+        open_encoder(path)
+    monkeypatch.undo()
+    again = open_encoder(default_model_path())
+    np.testing.assert_array_equal(again.encode(ground(1)), encoder.encode(ground(1)))
 
 
 def test_encoders_of_one_file_share_its_weights(tmp_path):

@@ -1,6 +1,5 @@
 """The engine's binding: what it refuses and how it says so, life cycle, processes and threads."""
 
-import ctypes.util
 import os
 import re
 import shutil
@@ -102,7 +101,7 @@ def test_unknown_back_ends(monkeypatch):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (None, r'the engine was not built; install a C\+\+ compiler'),
+        (None, 'no such file; BICROSSNET_ENGINE_LIBRARY names it: correct or unset that'),
         (b'', 'cannot be loaded'),
         (b'\x7fELF garbage', 'cannot be loaded'),
     ],
@@ -119,9 +118,20 @@ def test_missing_or_damaged_library(monkeypatch, tmp_path, content, message):
     assert issubclass(EngineUnavailable, ModelError)
 
 
-def test_library_of_something_else(monkeypatch):
-    monkeypatch.setenv('BICROSSNET_ENGINE_LIBRARY', ctypes.util.find_library('m') or 'libm.so.6')
-    assert native.backends() == ()
+def test_library_that_was_not_built(monkeypatch):
+    monkeypatch.delenv('BICROSSNET_ENGINE_LIBRARY', raising=False)
+    monkeypatch.setattr(native, 'LIBRARY_NAME', 'libnowhere.so')
+    with pytest.raises(EngineUnavailable, match=r'the engine was not built; install a C\+\+ comp'):
+        native.default_backend()
+
+
+@built
+def test_library_in_the_current_folder(monkeypatch, tmp_path):
+    """Its bare name must not be looked up among the libraries of the system."""
+    shutil.copy(native.library_path(), tmp_path / 'engine.so')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('BICROSSNET_ENGINE_LIBRARY', 'engine.so')
+    assert native.backends() == BACKENDS
 
 
 def compile_library(folder: Path, source: str) -> Path:
@@ -132,6 +142,17 @@ def compile_library(folder: Path, source: str) -> Path:
     command = [compiler, '-shared', '-fPIC', str(folder / 'other.c'), '-o', str(folder / 'o.so')]
     subprocess.run(command, check=True)
     return folder / 'o.so'
+
+
+@pytest.mark.parametrize(
+    'source', ['int other(void) { return 1; }', 'int bcn_abi_version(void) { return 1; }']
+)
+def test_library_of_something_else(monkeypatch, tmp_path, source):
+    path = compile_library(tmp_path, source)
+    monkeypatch.setenv('BICROSSNET_ENGINE_LIBRARY', str(path))
+    assert native.backends() == ()
+    with pytest.raises(EngineUnavailable, match=r'cannot be loaded .*undefined symbol: bcn_'):
+        native.default_backend()
 
 
 def test_library_of_another_version(monkeypatch, tmp_path):
@@ -191,7 +212,8 @@ def test_a_machine_that_is_short_of_memory():
     memory, threads = done.stdout.splitlines()
     assert memory == 'the engine refused: not enough memory'
     assert re.fullmatch(
-        r'the engine refused: only \d+ of 256 threads can be started \(.*\); ask for fewer', threads
+        r'the engine refused: only \d+ of 256 threads can be started \(.*\); ask for fewer',
+        threads,
     )
 
 

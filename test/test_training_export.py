@@ -167,6 +167,15 @@ def test_formats_beside_each_other(tmp_path, capsys):
     assert np.median((first * second).sum(axis=1)) > 0.999
 
 
+def test_where_the_engine_is_not_wanted(tmp_path, capsys, monkeypatch):
+    """The check takes what will run the file here."""
+    monkeypatch.setenv('BICROSSNET_BACKEND', 'onnxruntime')
+    out = str(tmp_path / 'a.safetensors')
+    arguments = ['--untrained', 'nano', '--input-px', '32', '--out', out]
+    assert main(arguments) == 0
+    assert 'ONNX Runtime: every unit within' in capsys.readouterr().out
+
+
 def test_images_of_a_folder_are_compared(tmp_path, capsys):
     write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
     arguments = [str(tmp_path / 'final.pt'), '--out', str(tmp_path / 'a.safetensors')]

@@ -256,7 +256,11 @@ def _unit_runner(suffix: str) -> tuple[str, RunUnit]:
         from training.lce import run_unit_lce
 
         return 'Larq Compute Engine', run_unit_lce
-    if suffix == '.safetensors' and native.backends():
+    if suffix == '.safetensors':
+        try:
+            native.default_backend()
+        except native.EngineUnavailable:
+            return 'ONNX Runtime', _run_onnx
         return 'the native engine', _run_native
     return 'ONNX Runtime', _run_onnx
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from bicrossnet_ros.engine.architecture import Unit, units
 from bicrossnet_ros.engine.folding import fold_norm
-from bicrossnet_ros.engine.model_file import check_tensors
+from bicrossnet_ros.engine.model_file import check_tensors, is_file
+from bicrossnet_ros.engine.runtime import BACKEND_VARIABLE, ONNX_RUNTIME
 from bicrossnet_ros.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 ABI_VERSION = 1
 LIBRARY_NAME = 'libbicrossnet_engine.so'
 LIBRARY_VARIABLE = 'BICROSSNET_ENGINE_LIBRARY'
-BACKEND_VARIABLE = 'BICROSSNET_BACKEND'
 
 _ERROR_BYTES = 512
 _FLOATS = ctypes.POINTER(ctypes.c_float)
@@ -83,7 +83,8 @@ class _Network(ctypes.Structure):
 def library_path() -> Path:
     """Return where the library is, or would be."""
     named = os.environ.get(LIBRARY_VARIABLE)
-    return Path(named) if named else Path(__file__).parent / LIBRARY_NAME
+    # Absolute: a bare name would be looked up among the libraries of the system.
+    return Path(named).absolute() if named else Path(__file__).parent / LIBRARY_NAME
 
 
 def backends() -> tuple[str, ...]:
@@ -101,10 +102,13 @@ def default_backend() -> str:
     Raises
     ------
     EngineUnavailable
-        If there is no library, or it has no such back end, or the CPU does not run it.
+        If there is no library, or it has no such back end, or the CPU does not run it, or the
+        variable asks for ONNX Runtime.
     """
-    library = _library()
     asked = os.environ.get(BACKEND_VARIABLE)
+    if asked == ONNX_RUNTIME:
+        raise EngineUnavailable(f'{BACKEND_VARIABLE}={ONNX_RUNTIME} is set; unset it')
+    library = _library()
     here = backends()
     if not asked:
         return here[0]
@@ -112,7 +116,7 @@ def default_backend() -> str:
         reason = 'this CPU does not run it' if asked in _built_in(library) else 'no such back end'
         raise EngineUnavailable(
             f'{BACKEND_VARIABLE} is {asked!r}: {reason}; expected one of {", ".join(here)}, '
-            'or onnxruntime'
+            f'or {ONNX_RUNTIME}'
         )
     return asked
 
@@ -499,7 +503,11 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _load_library(path: str) -> ctypes.CDLL:
-    if not Path(path).is_file():
+    if not is_file(Path(path)):
+        if os.environ.get(LIBRARY_VARIABLE):
+            raise EngineUnavailable(
+                f'{path}: no such file; {LIBRARY_VARIABLE} names it: correct or unset that'
+            )
         raise EngineUnavailable(
             f'{path}: the engine was not built; install a C++ compiler (sudo apt install g++), '
             'then install this package again'
@@ -507,6 +515,8 @@ def _load_library(path: str) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(path)
         version = library.bcn_abi_version()
+        if version == ABI_VERSION:
+            _declare(library)
     except (OSError, AttributeError) as error:
         raise EngineUnavailable(
             f'{path}: cannot be loaded ({error}); install this package again on this machine'
@@ -516,7 +526,6 @@ def _load_library(path: str) -> ctypes.CDLL:
             f'{path}: version {version} of the engine, this package needs {ABI_VERSION}; '
             'install this package again'
         )
-    _declare(library)
     return library
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 T = TypeVar('T')
 
+BACKEND_VARIABLE = 'BICROSSNET_BACKEND'
+ONNX_RUNTIME = 'onnxruntime'  # value of BACKEND_VARIABLE that goes round the engine
+
 
 class Runtime(Protocol):
     """A network, ready to run; `run` may be called from several threads at once."""
