@@ -438,6 +438,7 @@ def test_units_and_convolutions_refuse_what_does_not_fit():
         (np.zeros((8, 3, 3, 512), np.uint8), 1, 'sums 36864 products; the engine takes at most'),
         (good, 3, 'a stride is 3'),
         (good, 0, 'a stride is 0'),
+        (good, 2**32 + 1, 'a stride is 2147483647'),
     ):
         with pytest.raises(EngineUnavailable, match=message):
             native.BinaryConvolution(bits, stride=stride, height=4, width=4)

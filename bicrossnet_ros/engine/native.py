@@ -348,12 +348,7 @@ class BinaryConvolution:
         self._handle = ctypes.c_void_p()
         _call(
             library.bcn_convolution_create,
-            channel_bytes * 8,
-            channels_out,
-            kernel,
-            stride,
-            height,
-            width,
+            *map(_int32, (channel_bytes * 8, channels_out, kernel, stride, height, width)),
             _bytes_pointer(bits),
             (backend or default_backend()).encode(),
             ctypes.byref(self._handle),
