@@ -13,7 +13,7 @@
 
 // What is not so here would give other bits, without a word.
 #if defined(__FAST_MATH__)
-#error "the engine is not compiled with -ffast-math: its results would not be those of other builds"
+#error "the engine is not compiled with -ffast-math: it would give other bits than other builds"
 #endif
 #if __FLT_EVAL_METHOD__ != 0
 #error "the engine needs floats that are rounded after every operation (on x86: -mfpmath=sse)"
@@ -28,7 +28,7 @@ namespace bicrossnet {
 // the definition of the results: sums run over the pixels of a chunk, then over the chunks.
 constexpr int kChunkPixels = 64;
 
-// dots[p][c] = depth_bits - 2 * popcount(rows[p] ^ weights[c]) for c in [channel_begin, channel_end).
+// dots[p][c] = depth_bits - 2 * popcount(rows[p] ^ weights[c]), c in [channel_begin, channel_end).
 struct ProductArguments {
   const uint8_t* rows;   // [pixels] rows of row_bytes, row_stride bytes apart; no alignment
   size_t row_stride;
@@ -54,8 +54,8 @@ struct Product {
   void (*multiply)(const ProductArguments& arguments);
 };
 
-// Where a pass writes a map: the floats, their sums over the chunk, and the signs that the next one
-// or two units take.
+// Where a pass writes a map: the floats, their sums over the chunk, and the signs that the next
+// one or two units take.
 struct MapOutput {
   float* map;                  // pixel 0, first channel of this writer
   size_t stride;               // floats between pixels
@@ -113,8 +113,8 @@ struct FinishArguments {
 // Outputs whose weights lie together; vectors are at most as wide.
 constexpr int kLinearBlock = 16;
 
-// outputs[j] for j in [begin, end): ((s0 + s1) + (s2 + s3)) + bias[j], where sk runs over the inputs
-// i = k, k + 4, ... in order: sk += weight of (i, j) * inputs[i].
+// outputs[j] for j in [begin, end): ((s0 + s1) + (s2 + s3)) + bias[j], where sk runs over the
+// inputs i = k, k + 4, ... in order: sk += weight of (i, j) * inputs[i].
 struct LinearArguments {
   const float* inputs;
   int input_count;

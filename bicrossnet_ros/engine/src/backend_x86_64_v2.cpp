@@ -8,8 +8,8 @@
 
 namespace bicrossnet {
 
-const Backend x86_64_v2_backend = {"x86_64_v2", cpu_runs_x86_64_v2, make_shuffle_product<Bytes128>(),
-                                make_passes<SseVector>()};
+const Backend x86_64_v2_backend = {"x86_64_v2", cpu_runs_x86_64_v2,
+                                   make_shuffle_product<Bytes128>(), make_passes<SseVector>()};
 
 }  // namespace bicrossnet
 

@@ -214,7 +214,8 @@ void Convolution::correct_border(const ConvolutionTask& task) const {
     const bool whole_row = centre_row == 0 || centre_row == task.height - 1;
     // Elsewhere only the ends of the row lie at a border.
     const int step = whole_row ? 1 : std::max(1, out_width - 1);
-    for (int c = whole_row || column == 0 ? column : out_width - 1; c < column + count; c += step) {
+    const int first = whole_row || column == 0 ? column : out_width - 1;
+    for (int c = first; c < column + count; c += step) {
       correct_pixel(task, pixel + c - column, borders_at(task, centre_row, c * shape_.stride));
     }
   });

@@ -1,7 +1,7 @@
 // The passes over floats, written once for every vector type; see backend.h for what they compute.
 //
-// A pass walks the channels in blocks and, inside a block, the pixels of its chunk: what belongs to
-// a channel (gains, slopes, thresholds, the running sum) then stays in registers.
+// A pass walks the channels in blocks and, inside a block, the pixels of its chunk: what belongs
+// to a channel (gains, slopes, thresholds, the running sum) then stays in registers.
 #pragma once
 
 #include "backend.h"
@@ -64,8 +64,8 @@ struct Half : V {
   static constexpr int block = V::block / 2;
 };
 
-// Calls function(V(), channel) for the blocks of [begin, end); what is left over after whole blocks
-// goes by narrower ones.
+// Calls function(V(), channel) for the blocks of [begin, end); what is left over after whole
+// blocks goes by narrower ones.
 template <class V, class Function>
 void for_blocks(int begin, int end, Function function) {
   int channel = begin;

@@ -99,8 +99,8 @@ Map Session::first_map() {
           {signs_[0][0].data(), signs_[0][1].data()}};
 }
 
-// The other buffers; but the values stay in place where every pixel is read and written by the same
-// task of one unit: half the memory traffic.
+// The other buffers; but the values stay in place where every pixel is read and written by the
+// same task of one unit: half the memory traffic.
 Map Session::next_map(const Map& before, int stride, int channels) {
   const int side = before.sums == sums_[0].data() ? 1 : 0;
   const bool in_place = stride == 1 && channels == before.channels;

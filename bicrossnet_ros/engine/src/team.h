@@ -1,6 +1,6 @@
 // The threads of a session. All run the same function from end to end and share out the tasks of
-// each of its phases. At the barriers between phases (there are about a hundred in a frame, some
-// microseconds apart) they spin for a while, then sleep; between calls they sleep.
+// each of its phases. At the barriers between phases (five in a unit, microseconds to hundreds of
+// them apart) they spin for a while, then sleep; between calls they sleep.
 #pragma once
 
 #include <atomic>

@@ -61,7 +61,8 @@ UnitRunner::UnitRunner(const Backend& backend, Team& team, const RunnerSizes& si
     : backend_(backend), team_(team), dots_(sizes.dots), sums_(sizes.sums),
       mixed_(sizes.channels), mean_(sizes.channels),
       hidden_(rounded_up(sizes.channels, kLinearBlock)),
-      gate_(rounded_up(sizes.channels, kLinearBlock)), scratch_bytes_(rounded_up(static_cast<int>(sizes.scratch), 64)),
+      gate_(rounded_up(sizes.channels, kLinearBlock)),
+      scratch_bytes_((sizes.scratch + 63) / 64 * 64),  // members share no cache line
       scratch_(scratch_bytes_ * team.size()) {}
 
 std::size_t UnitRunner::bytes() const {
