@@ -18,6 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name not in {'rasterio', 'tqdm'}:  # a fault of ours, with its traceback
+            raise
+        print(
+            f"error: {error.name} is not installed; pip install '.[builder]' in the checkout "
+            'brings what makes galleries',
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print('interrupted; the same command goes on where this one stopped', file=sys.stderr)
         return 130

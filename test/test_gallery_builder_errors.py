@@ -1,11 +1,14 @@
 """Everything that cannot become a gallery is refused with what was found and what helps."""
 
+import sys
+
 import numpy as np
 import pytest
 import rasterio
 from gallery_fixtures import ProjectionEncoder, build_gallery, textured, write_map
 
 from bicrossnet_ros.errors import ConfigError, GalleryError, MapError, ModelError
+from gallery_builder.__main__ import main
 from gallery_builder.options import BuildOptions, parse_bands
 
 
@@ -203,3 +206,13 @@ def test_a_model_without_unit_length_is_refused(tmp_path, chart):
     with pytest.raises(ModelError, match='length 2 to 2; expected 1'):
         build_gallery(tmp_path / 'out.gallery', chart, encoder=LongEncoder())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_one_line_with_the_remedy(chart, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'rasterio', None)  # as if it were not installed
+    for name in [name for name in sys.modules if name.startswith('gallery_builder.')]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(['build', str(chart), '--out', str(tmp_path / 'out.gallery')]) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1
+    assert "rasterio is not installed; pip install '.[builder]'" in said
