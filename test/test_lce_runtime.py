@@ -3,6 +3,7 @@
 Whether Larq computes the network is in test_lce.py.
 """
 
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -13,7 +14,7 @@ import zipfile
 import pytest
 
 from bicrossnet_ros.encoder import open_encoder
-from bicrossnet_ros.engine.lce_runtime import ENTRY, pack, unpack
+from bicrossnet_ros.engine.lce_runtime import _INTERPRETER, ENTRY, pack, unpack
 from bicrossnet_ros.engine.model_file import ModelMetadata
 from bicrossnet_ros.errors import ModelError
 from bicrossnet_ros.preprocess import Preprocessing
@@ -66,6 +67,22 @@ def test_no_metadata(tmp_path):
     path = tmp_path / 'plain.tflite'
     path.write_bytes(GRAPH)
     with pytest.raises(ModelError, match=r"no readable entry 'bicrossnet\.json' behind its graph"):
+        open_encoder(path)
+
+
+def test_an_interpreter_that_cannot_be_loaded(tmp_path, monkeypatch):
+    """As one that is damaged, or was built for another machine."""
+    folder = tmp_path / 'larq_compute_engine' / 'tflite' / 'python'
+    folder.mkdir(parents=True)
+    (tmp_path / 'larq_compute_engine' / '__init__.py').touch()
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (folder / f'interpreter_wrapper_lite{suffix}').write_bytes(b'no library')
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ('larq_compute_engine', _INTERPRETER):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    path = tmp_path / 'model.tflite'
+    path.write_bytes(pack(GRAPH, METADATA))
+    with pytest.raises(ModelError, match=r'cannot be loaded \(.*\); install it again'):
         open_encoder(path)
 
 

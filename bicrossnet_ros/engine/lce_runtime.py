@@ -146,8 +146,14 @@ def _import_interpreter(source: str) -> ModuleType:
             file = Path(folder, f'{stem}{suffix}')
             spec = importlib.util.spec_from_file_location(_INTERPRETER, file)
             if file.is_file() and spec is not None and spec.loader is not None:
-                module = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
+                try:
+                    module = importlib.util.module_from_spec(spec)
+                    spec.loader.exec_module(module)
+                except ImportError as error:
+                    raise ModelError(
+                        f'{source}: Larq Compute Engine cannot be loaded ({_line(error)}); '
+                        'install it again (docs/larq.md)'
+                    ) from error
                 sys.modules[_INTERPRETER] = module
                 return module
     raise ModelError(
