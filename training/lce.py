@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 
 from bicrossnet_ros.engine.architecture import (
-    BATCH_NORM_EPSILON,
     TOTAL_STRIDE_PX,
     Unit,
     make_blocks,
     units,
 )
 from bicrossnet_ros.engine.bits import unpack_weights
+from bicrossnet_ros.engine.folding import fold_norm
 from bicrossnet_ros.engine.lce_runtime import open_graph, pack
 from bicrossnet_ros.engine.model_file import Model
 from bicrossnet_ros.errors import ModelError
@@ -171,12 +171,8 @@ class _Network:
 
     def norm(self, x: tf.Tensor, prefix: str) -> tf.Tensor:
         """BatchNorm as one multiplication and one addition, which the convolution takes in."""
-        weight, bias, mean, var = (
-            self.tensors[f'{prefix}.{part}'].astype(np.float64)
-            for part in ('weight', 'bias', 'running_mean', 'running_var')
-        )
-        gain = weight / np.sqrt(var + BATCH_NORM_EPSILON)
-        return x * gain.astype(np.float32) + (bias - mean * gain).astype(np.float32)
+        gain, offset = fold_norm(self.tensors, prefix)
+        return x * gain + offset
 
     def prelu(self, x: tf.Tensor, name: str) -> tf.Tensor:
         """PReLU in the form that becomes one operator."""
