@@ -141,10 +141,14 @@ def test_checkpoints_that_do_not_fly(name, changes, message, tmp_path, capsys):
 
 def test_wrong_arguments(tmp_path, capsys):
     assert main([str(tmp_path / 'none.pt'), '--out', str(tmp_path / 'x.safetensors')]) == 2
-    assert 'no such checkpoint' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'no such checkpoint' in said
+    assert '--resume' not in said  # that belongs to the trainer
     write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
     assert main([str(tmp_path / 'final.pt'), '--out', str(tmp_path / 'x.onnx')]) == 2
-    assert 'expected a name that ends in .safetensors' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'expected a name that ends in .safetensors' in said
+    assert '--formats' in said
     model = from_checkpoint(tmp_path / 'final.pt', name='given', record={})
     assert model.metadata.name == 'given'
 

@@ -62,7 +62,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         If the file is missing, damaged or of another version.
     """
     if not path.is_file():
-        raise ModelError(f'{path}: no such checkpoint; start the training without --resume first')
+        raise ModelError(
+            f'{path}: no such checkpoint; expected a final.pt or checkpoint.pt that '
+            'training.train has written'
+        )
     if not path.stat().st_size:
         raise ModelError(f'{path}: not a readable checkpoint (the file is empty)')
     try:

@@ -239,7 +239,9 @@ def _paths(out: Path, formats: Sequence[str]) -> list[Path]:
     """Return the file of every format; `out` is one of them."""
     suffixes = [SUFFIXES[name] for name in dict.fromkeys(formats)]
     if out.suffix not in suffixes:
-        raise ModelError(f'{out}: expected a name that ends in {" or ".join(suffixes)}')
+        raise ModelError(
+            f'{out}: expected a name that ends in {" or ".join(suffixes)}, as --formats says'
+        )
     if '.tflite' in suffixes and importlib.util.find_spec('larq_compute_engine') is None:
         raise ModelError(
             'the format lce needs TensorFlow and Larq Compute Engine; run this in an environment '
@@ -256,7 +258,11 @@ def _check_images(folder: Path | None, size_px: int) -> NDArray[np.uint8]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog='python -m training.export', description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog='python -m training.export',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('checkpoint', type=Path, nargs='?', help='checkpoint.pt or final.pt')
     source.add_argument(

@@ -51,7 +51,10 @@ def claim_folder(out: Path, *, resume: bool) -> Iterator[None]:
         If a run is to go on where there is none.
     """
     if resume and not (out / 'checkpoint.pt').is_file():
-        load_checkpoint(out / 'checkpoint.pt')
+        raise ModelError(
+            f'{out / "checkpoint.pt"}: no such checkpoint; start the training without --resume '
+            'first'
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / '.lock').open('w')
