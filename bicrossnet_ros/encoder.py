@@ -105,11 +105,13 @@ class Encoder:
         for start in range(0, len(patches), MAX_BATCH):
             batch = prepare(patches[start : start + MAX_BATCH], self.preprocessing)
             embeddings[start : start + MAX_BATCH] = self._runtime.run(batch)
-        if not np.isfinite(embeddings).all():
+        with np.errstate(over='ignore', invalid='ignore'):
+            norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        # Of finite values, too, if they are huge: divided by it they would be zeros.
+        if not np.isfinite(norms).all():
             raise ModelError(
                 f'{self.model_name}: embeddings are not finite; the model is unusable'
             )
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
         return np.asarray(embeddings / np.maximum(norms, np.finfo(np.float32).tiny))
 
 

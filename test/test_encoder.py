@@ -390,6 +390,15 @@ def flat_network(path, metadata: ModelMetadata | None, *, batch='n', dim=4, outp
 FLAT = ModelMetadata('flat', 'someone_elses', (), 4, Preprocessing(32, 32))
 
 
+@pytest.mark.parametrize('std', [1e-25, 1e-37])
+def test_embeddings_without_a_length_are_refused(tmp_path, std):
+    """Not finite themselves, or so large that their length is not: no zeros in their place."""
+    metadata = ModelMetadata('m', 'other', (), 4, Preprocessing(32, 32, (0.5,) * 3, (std,) * 3))
+    flat_network(tmp_path / 'm.onnx', metadata)
+    with pytest.raises(ModelError, match='m: embeddings are not finite'):
+        open_encoder(tmp_path / 'm.onnx').encode(np.full((1, 32, 32, 3), 255, np.uint8))
+
+
 def test_any_onnx_with_metadata_flies(tmp_path):
     encoder = open_encoder(flat_network(tmp_path / 'flat.onnx', FLAT))
     assert encoder.model_name == 'flat'
