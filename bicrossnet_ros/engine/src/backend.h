@@ -15,7 +15,7 @@
 #if defined(__FAST_MATH__)
 #error "the engine is not compiled with -ffast-math: it would give other bits than other builds"
 #endif
-#if __FLT_EVAL_METHOD__ != 0
+#if __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16  // 16: halves are, too
 #error "the engine needs floats that are rounded after every operation (on x86: -mfpmath=sse)"
 #endif
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
