@@ -149,7 +149,12 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
     if path.suffix not in _OPENERS:
         raise ModelError(f'{path}: a {path.suffix or "nameless"} file; expected {_EXPECTED}')
     before = _state(path)
-    model_id = file_sha256(path)
+    try:
+        model_id = file_sha256(path)
+    except OSError as error:
+        raise ModelError(
+            f'{path}: cannot be read ({error.strerror}); check its permissions and its disk'
+        ) from error
     metadata, runtime = _OPENERS[path.suffix](path, model_id, min(threads, _cpus()))
     if _state(path) != before:
         del runtime  # and its weights: other encoders would take them for those of `model_id`
@@ -170,9 +175,12 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """Return what tells whether a file was written or replaced."""
-    found = path.stat()
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells whether a file was written or replaced; None: it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -346,6 +346,14 @@ def test_missing_and_unknown_files(tmp_path):
         open_encoder(path)
 
 
+@pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs a file that is unreadable')
+def test_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    path.symlink_to('/proc/self/mem')  # unreadable at its beginning, even to root
+    with pytest.raises(ModelError, match=r'cannot be read \(.*\); check its permissions'):
+        open_encoder(path)
+
+
 def test_damaged_files(tmp_path, onnx_path):
     path = tmp_path / 'damaged.safetensors'
     path.write_bytes(default_model_path().read_bytes()[:-1000])
