@@ -115,7 +115,9 @@ void run_unit(const bcn_unit& description, const Backend& backend, const float* 
   sizes.include(unit, in_pixels, out_pixels);
   Team alone(1);
   UnitRunner runner(backend, alone, sizes);
-  runner.run(unit, input, 0, output, 0, {}, 0, nullptr);
+  alone.run([&](Team::Member& member) {
+    runner.run(unit, input, 0, output, 0, {}, member, nullptr);
+  });
 }
 
 }  // namespace

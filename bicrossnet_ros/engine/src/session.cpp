@@ -111,8 +111,8 @@ Map Session::next_map(const Map& before, int stride, int channels) {
 }
 
 void Session::run(const float* images, int count, float* embeddings) {
-  const std::size_t image_size = static_cast<std::size_t>(3) * height_ * width_;
-  team_.run([&](int member) {
+  team_.run([this, images, count, embeddings](Team::Member& member) {
+    const std::size_t image_size = static_cast<std::size_t>(3) * height_ * width_;
     for (int i = 0; i < count; ++i) {
       forward(images + i * image_size,
               embeddings + i * static_cast<std::size_t>(network_->embedding_dim()), member,
@@ -122,12 +122,15 @@ void Session::run(const float* images, int count, float* embeddings) {
 }
 
 void Session::profile(const float* image, float* embedding, int64_t* nanoseconds) {
-  team_.run([&](int member) { forward(image, embedding, member, nanoseconds); });
+  team_.run([this, image, embedding, nanoseconds](Team::Member& member) {
+    forward(image, embedding, member, nanoseconds);
+  });
 }
 
-void Session::forward(const float* image, float* embedding, int member, int64_t* times) {
+void Session::forward(const float* image, float* embedding, Team::Member& member,
+                      int64_t* times) {
   const DefaultFloatMode mode;
-  const bool measure = times && member == 0;
+  const bool measure = times && member.index() == 0;
   int64_t last = measure ? now_ns() : 0;
   const auto lap = [&](int64_t now) {
     *times++ = now - last;
@@ -161,7 +164,7 @@ void Session::forward(const float* image, float* embedding, int member, int64_t*
   pool(map, embedding, member);
 }
 
-void Session::stem(const float* image, const Map& map, int member) {
+void Session::stem(const float* image, const Map& map, Team::Member& member) {
   StemArguments all = {};
   all.image = image;
   all.height = height_;
@@ -170,7 +173,7 @@ void Session::stem(const float* image, const Map& map, int member) {
   all.gain = network_->stem_gain();
   all.offset = network_->stem_offset();
   all.channels = map.channels;
-  team_.share(member, map.chunks(), [&](int chunk) {
+  member.share(map.chunks(), [&](int chunk) {
     StemArguments part = all;
     part.pixel_begin = chunk * kChunkPixels;
     part.pixel_end = std::min(part.pixel_begin + kChunkPixels, map.pixels());
@@ -179,16 +182,16 @@ void Session::stem(const float* image, const Map& map, int member) {
   });
 }
 
-void Session::pool(const Map& map, float* embedding, int member) {
+void Session::pool(const Map& map, float* embedding, Team::Member& member) {
   float* sums = runner_->sums();
-  team_.share(member, map.chunks(), [&](int chunk) {
+  member.share(map.chunks(), [&](int chunk) {
     const int begin = chunk * kChunkPixels;
     network_->backend().passes.sum_map(map.values, map.channels, begin,
                                        std::min(begin + kChunkPixels, map.pixels()),
                                        network_->last_slope(),
                                        sums + static_cast<std::size_t>(chunk) * map.channels);
   });
-  team_.share(member, 1, [&](int) {
+  member.share(1, [&](int) {
     mean_of_chunks(sums, map.chunks(), map.channels, map.pixels(), embedding);
   });
 }

@@ -26,9 +26,9 @@ class Session {
   RunnerSizes plan();
   Map first_map();
   Map next_map(const Map& before, int stride, int channels);
-  void forward(const float* image, float* embedding, int member, int64_t* times);
-  void stem(const float* image, const Map& map, int member);
-  void pool(const Map& map, float* embedding, int member);
+  void forward(const float* image, float* embedding, Team::Member& member, int64_t* times);
+  void stem(const float* image, const Map& map, Team::Member& member);
+  void pool(const Map& map, float* embedding, Team::Member& member);
 
   const std::shared_ptr<const Network> network_;
   const int height_, width_;

@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -46,58 +47,68 @@ void Team::stop() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Team::start(Call call, void* function) {
+void Team::start(void (*call)(const void*, Member&), const void* what, size_t bytes) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    call_ = call;
-    function_ = function;
-    ++calls_;
+    ++job_.number;
+    job_.first_phase = phase_.load(std::memory_order_relaxed);
+    job_.call = call;
+    std::memcpy(job_.what, what, bytes);
   }
   wake_.notify_all();
 }
 
-void Team::work(int member) {
+void Team::work(int index) {
   uint64_t seen = 0;
   while (true) {
-    Call call;
-    void* function;
+    Job job;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || calls_ != seen; });
+      wake_.wait(lock, [&] { return stopping_ || job_.number != seen; });
       if (stopping_) return;
-      // At most one ahead: a call ends only when all members have come to its last barrier.
-      seen = calls_;
-      call = call_;
-      function = function_;
+      job = job_;  // the latest; others may have come and gone meanwhile
     }
-    call(function, member);
-    wait_for_all();
+    seen = job.number;
+    Member member(*this, index, job.first_phase);
+    job.call(job.what, member);
   }
 }
 
-// The last to arrive resets what the phase used and lets the others go. Who waits spins for about
-// as long as a phase lasts and then sleeps: where other processes want the cores, the member that
-// all wait for may not run at all, and spinning would take the very core that it needs.
-void Team::wait_for_all() {
-  const uint32_t phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    for (Range& range : ranges_) range.taken.store(0, std::memory_order_relaxed);
-    {
-      // Under the lock, so that nobody falls asleep between its last look and the call to wake.
-      const std::lock_guard<std::mutex> lock(phase_mutex_);
-      phase_.store(phase + 1, std::memory_order_release);
+// Takes a task of a member's range; -1: none is left, or the phase is over.
+int Team::take(int owner, uint64_t phase, int size) {
+  std::atomic<uint64_t>& range = ranges_[owner].taken;
+  uint64_t seen = range.load(std::memory_order_relaxed);
+  while (true) {
+    const uint64_t its_phase = seen >> kTaskBits;
+    if (its_phase > phase) return -1;
+    const uint64_t start = phase << kTaskBits;
+    const int taken = its_phase == phase ? static_cast<int>(seen - start) : 0;
+    if (taken >= size) return -1;
+    if (range.compare_exchange_weak(seen, start + taken + 1, std::memory_order_relaxed)) {
+      return taken;
     }
-    phase_ended_.notify_all();
-    return;
   }
-  const auto ended = [&] { return phase_.load(std::memory_order_acquire) != phase; };
+}
+
+void Team::end_phase(uint64_t phase) {
+  done_.store(0, std::memory_order_relaxed);
+  {
+    // Under the lock, so that nobody falls asleep between its last look and the call to wake.
+    const std::lock_guard<std::mutex> lock(phase_mutex_);
+    phase_.store(phase + 1, std::memory_order_release);
+  }
+  phase_ended_.notify_all();
+}
+
+// Spins for about as long as a phase lasts, then sleeps: the thread that has the last task in hand
+// may need this very core.
+void Team::wait_for_end(uint64_t phase) {
   for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
-    if (ended()) return;
+    if (is_over(phase)) return;
     pause();
   }
   std::unique_lock<std::mutex> lock(phase_mutex_);
-  phase_ended_.wait(lock, ended);
+  phase_ended_.wait(lock, [&] { return is_over(phase); });
 }
 
 }  // namespace bicrossnet

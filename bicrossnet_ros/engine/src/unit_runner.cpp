@@ -71,9 +71,9 @@ std::size_t UnitRunner::bytes() const {
 }
 
 void UnitRunner::run(const Unit& unit, const Map& input, int reader, const Map& output,
-                     int channel, const std::vector<const float*>& thresholds, int member,
-                     UnitTimes* times) {
-  const bool measure = times && member == 0;
+                     int channel, const std::vector<const float*>& thresholds,
+                     Team::Member& member, UnitTimes* times) {
+  const bool measure = times && member.index() == 0;
   convolve(unit, input, reader, output, member);
   if (measure) times->convolution = now_ns();
   compute_gate(unit, input, output, member);
@@ -83,12 +83,12 @@ void UnitRunner::run(const Unit& unit, const Map& input, int reader, const Map& 
 }
 
 void UnitRunner::convolve(const Unit& unit, const Map& input, int reader, const Map& output,
-                          int member) {
+                          Team::Member& member) {
   const int chunks = output.chunks();
   const int width = channels_of_task(unit.channels, channel_step(unit.convolution), chunks,
                                      team_.size());
   const int groups = (unit.channels + width - 1) / width;
-  team_.share(member, chunks * groups, [&](int task) {
+  member.share(chunks * groups, [&](int task) {
     const int chunk = task / groups, begin = task % groups * width;
     ConvolutionTask work = {};
     work.signs = input.signs[reader];
@@ -99,7 +99,7 @@ void UnitRunner::convolve(const Unit& unit, const Map& input, int reader, const 
     work.channel_begin = begin;
     work.channel_end = std::min(begin + width, unit.channels);
     work.dots = dots_.data();
-    work.scratch = scratch_.data() + member * scratch_bytes_;
+    work.scratch = scratch_.data() + member.index() * scratch_bytes_;
     unit.convolution.run(work);
 
     ActivatedSumArguments sum = {};
@@ -129,10 +129,10 @@ void mean_of_chunks(const float* sums, int chunks, int channels, int pixels, flo
 // The squeeze-excite sees mix * input + (1 - mix) * output, of which it needs the mean alone: no
 // pass over a map. An input that is pooled for the shortcut has the mean of its pooled map.
 void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& output,
-                              int member) {
+                              Team::Member& member) {
   const int channels = unit.channels;
   float* mixed = mixed_.data();
-  team_.share(member, 1, [&](int) {
+  member.share(1, [&](int) {
     mean_of_chunks(sums_.data(), output.chunks(), channels, output.pixels(), mixed);
     mean_of_chunks(input.sums, input.chunks(), channels, input.pixels(), mean_.data());
     for (int c = 0; c < channels; ++c) mixed[c] += unit.mix[c] * (mean_[c] - mixed[c]);
@@ -151,9 +151,9 @@ void UnitRunner::compute_gate(const Unit& unit, const Map& input, const Map& out
 // outputs = matrix * inputs + bias, then `after` for every range of outputs.
 template <class Function>
 void UnitRunner::share_linear(const Linear& linear, const float* inputs, float* outputs,
-                              int outputs_of_task, int member, Function&& after) {
+                              int outputs_of_task, Team::Member& member, Function&& after) {
   const int tasks = (linear.outputs + outputs_of_task - 1) / outputs_of_task;
-  team_.share(member, tasks, [&](int task) {
+  member.share(tasks, [&](int task) {
     LinearArguments part = {};
     part.inputs = inputs;
     part.input_count = linear.inputs;
@@ -168,7 +168,7 @@ void UnitRunner::share_linear(const Linear& linear, const float* inputs, float* 
 }
 
 void UnitRunner::finish(const Unit& unit, const Map& input, const Map& output, int channel,
-                        const std::vector<const float*>& thresholds, int member) {
+                        const std::vector<const float*>& thresholds, Team::Member& member) {
   FinishArguments all = {};
   all.dots = dots_.data();
   all.dot_stride = unit.channels;
@@ -185,7 +185,7 @@ void UnitRunner::finish(const Unit& unit, const Map& input, const Map& output, i
   const int width = channels_of_task(unit.channels, kFewestChannels, output.chunks(),
                                      team_.size());
   const int groups = (unit.channels + width - 1) / width;
-  team_.share(member, output.chunks() * groups, [&](int task) {
+  member.share(output.chunks() * groups, [&](int task) {
     const int chunk = task / groups;
     FinishArguments part = all;
     part.channel_begin = task % groups * width;

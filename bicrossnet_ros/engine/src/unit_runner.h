@@ -49,20 +49,21 @@ class UnitRunner {
   // writes the channels of `output` from `channel` on, and signs of it for each of `thresholds`
   // (given from that channel on). `output` may share its values with `input` at stride 1.
   void run(const Unit& unit, const Map& input, int reader, const Map& output, int channel,
-           const std::vector<const float*>& thresholds, int member, UnitTimes* times);
+           const std::vector<const float*>& thresholds, Team::Member& member, UnitTimes* times);
 
   // Scratch of one member; also free for others between two runs.
   float* sums() { return sums_.data(); }
   std::size_t bytes() const;
 
  private:
-  void convolve(const Unit& unit, const Map& input, int reader, const Map& output, int member);
-  void compute_gate(const Unit& unit, const Map& input, const Map& output, int member);
+  void convolve(const Unit& unit, const Map& input, int reader, const Map& output,
+                Team::Member& member);
+  void compute_gate(const Unit& unit, const Map& input, const Map& output, Team::Member& member);
   template <class Function>
   void share_linear(const Linear& linear, const float* inputs, float* outputs,
-                    int outputs_of_task, int member, Function&& after);
+                    int outputs_of_task, Team::Member& member, Function&& after);
   void finish(const Unit& unit, const Map& input, const Map& output, int channel,
-              const std::vector<const float*>& thresholds, int member);
+              const std::vector<const float*>& thresholds, Team::Member& member);
 
   const Backend& backend_;
   Team& team_;
