@@ -82,7 +82,7 @@ $(VENV)/.wheels: $(VENV)/.test
 $(LCE_VENV)/.test: setup.py constraints-lce.txt
 	@echo "Installing Larq and TensorFlow into $(LCE_VENV) (once, some minutes) ..."
 	$(PYTHON) -m venv $(LCE_VENV)
-	$(LCE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lce.txt -e '.[training,lce,test]'
+	$(LCE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lce.txt -e '.[training,lce,builder,test]'
 	touch $@
 
 comma := ,
