@@ -32,7 +32,6 @@ class Session {
 
   const std::shared_ptr<const Network> network_;
   const int height_, width_;
-  Team team_;
   std::size_t value_count_ = 0, sum_count_ = 0, sign_bytes_ = 0;
   std::unique_ptr<UnitRunner> runner_;
   // Two of each: what a unit reads and what it writes.
@@ -41,6 +40,8 @@ class Session {
   // Of every unit, for each part of its output: the thresholds of those that read it.
   std::vector<Thresholds> readers_;
   Thresholds stem_reader_;
+  // Last, so that its threads are joined before anything that a late one may still look at goes.
+  Team team_;
 };
 
 }  // namespace bicrossnet
