@@ -183,9 +183,12 @@ def report(result: dict[str, Any]) -> dict[str, str]:
         f'{result["cpu"]}; input {result["input_px"]} px; {result["clock"]} time, ms: median of '
     )
     what += f'{min(group["rounds"] for group in groups)} or more rounds (minimum)'
-    for group in groups:
-        if LARQ not in {one['name'] for one in group['rows']}:
-            what += f'. Larq, {group["network"]}: {group["larq"]}'
+    without_larq = {
+        f'. Larq, {group["network"]}: {group["larq"]}': None
+        for group in groups
+        if LARQ not in {one['name'] for one in group['rows']}
+    }
+    what += ''.join(without_larq)  # each once, in order
     text = f'{what}\n\n{time_table(groups)}\n\n{ratio_table(groups)}'
     sections = {'bench/encoder.py': text}
     if result['layers']:
