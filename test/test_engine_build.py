@@ -155,6 +155,9 @@ def test_no_compiler(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('CXX', 'ccache my-g++ -v')
     with pytest.raises(BuildError, match=r"CXX is 'ccache my-g\+\+ -v', but 'ccache' is no"):
         find_compiler()
+    monkeypatch.setenv('CXX', 'g++ "-I')
+    with pytest.raises(BuildError, match='which is no command: No closing quotation'):
+        find_compiler()
     assert main(['--out', str(tmp_path / 'a.so')]) == 2
     assert 'the native engine is not built: CXX is' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

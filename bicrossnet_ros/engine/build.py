@@ -151,7 +151,10 @@ def find_compiler() -> tuple[str, ...]:
         If there is none.
     """
     wanted = os.environ.get('CXX', '')
-    commands = [shlex.split(wanted)] if wanted.strip() else [['c++'], ['g++'], ['clang++']]
+    try:
+        commands = [shlex.split(wanted)] if wanted.strip() else [['c++'], ['g++'], ['clang++']]
+    except ValueError as error:
+        raise BuildError(f'CXX is {wanted!r}, which is no command: {error}') from error
     for command in commands:
         if shutil.which(command[0]):
             return tuple(command)
@@ -263,7 +266,10 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-_REMEDY = 'a C++17 compiler is needed: sudo apt install g++, or name another one in CXX'
+_REMEDY = (
+    'needed are a C++17 compiler (sudo apt install g++, or name another one in CXX) and a folder '
+    'to write to'
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
