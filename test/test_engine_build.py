@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bicrossnet_ros.engine import build, native
+from bicrossnet_ros.engine import build, native, native_library
 from bicrossnet_ros.engine.build import BuildError, build_library, find_compiler, main
 
 SOURCES = build.SOURCE_FOLDER
@@ -228,9 +228,9 @@ def test_every_back_end_has_a_source_and_every_source_a_back_end():
 
 
 def test_names_are_the_same_everywhere():
-    assert build.LIBRARY_NAME == native.LIBRARY_NAME
+    assert build.LIBRARY_NAME == native_library.LIBRARY_NAME
     header = (SOURCES / 'bicrossnet_engine.h').read_text(encoding='utf-8')
-    assert f'#define BCN_ABI_VERSION {native.ABI_VERSION}\n' in header
+    assert f'#define BCN_ABI_VERSION {native_library.ABI_VERSION}\n' in header
 
 
 @pytest.mark.skipif(not native.backends(), reason='the native engine is not built')

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from bicrossnet_ros.encoder import open_encoder
-from bicrossnet_ros.engine import native
+from bicrossnet_ros.engine import native, native_library
 from bicrossnet_ros.engine.model_file import METADATA_KEY, _seal, write_model
+from bicrossnet_ros.engine.native_description import NetworkDescription, UnitDescription
 from bicrossnet_ros.errors import ModelError
 
 CHANNELS = (8, 16, 16)
@@ -334,20 +335,20 @@ def zeros(kind):
 
 
 def unit_of(channels: int, kernel: int, stride: int, elementwise: int = 0):
-    unit = native._Unit(channels, kernel, stride, elementwise, zeros(ctypes.c_uint8))
-    for name, _ in native._Unit._fields_[5:]:
+    unit = UnitDescription(channels, kernel, stride, elementwise, zeros(ctypes.c_uint8))
+    for name, _ in UnitDescription._fields_[5:]:
         setattr(unit, name, zeros(ctypes.c_float))
     return unit
 
 
 def network_of(stem: int, units: list):
     floats = [zeros(ctypes.c_float)] * 3
-    array = (native._Unit * max(1, len(units)))(*units)
-    return native._Network(stem, *floats, len(units), array, zeros(ctypes.c_float))
+    array = (UnitDescription * max(1, len(units)))(*units)
+    return NetworkDescription(stem, *floats, len(units), array, zeros(ctypes.c_float))
 
 
 def create_network(description, backend, message):
-    library, handle = native._library(), ctypes.c_void_p()
+    library, handle = native_library.load(), ctypes.c_void_p()
     name = None if backend is None else backend.encode()
     code = library.bcn_network_create(
         ctypes.byref(description), name, ctypes.byref(handle), *message.arguments
@@ -376,7 +377,7 @@ def is_convolution(inputs, outputs, kernel, stride) -> bool:
 def test_interface_convolution(
     inputs, outputs, kernel, stride, height, width, backend, error_bytes
 ):
-    library, handle, message = native._library(), ctypes.c_void_p(), Message(error_bytes)
+    library, handle, message = native_library.load(), ctypes.c_void_p(), Message(error_bytes)
     code = library.bcn_convolution_create(
         *(inputs, outputs, kernel, stride, height, width),
         *(ZEROS.ctypes.data, backend.encode(), ctypes.byref(handle)),
@@ -464,11 +465,11 @@ def test_interface_network(network, backend, height, width, threads, error_bytes
         try:
             run_session(handle, units, height, width, threads, error_bytes)
         finally:
-            native._library().bcn_network_release(handle)
+            native_library.load().bcn_network_release(handle)
 
 
 def run_session(network, units, height, width, threads, error_bytes):
-    library, session, message = native._library(), ctypes.c_void_p(), Message(error_bytes)
+    library, session, message = native_library.load(), ctypes.c_void_p(), Message(error_bytes)
     code = library.bcn_session_create(
         network, height, width, threads, ctypes.byref(session), *message.arguments
     )
@@ -496,7 +497,7 @@ def run_session(network, units, height, width, threads, error_bytes):
 @pytest.mark.parametrize('backend', native.backends())
 def test_interface_pointers_that_are_missing(backend):
     good = [(8, 3, 1, 1), (8, 1, 1, 0)]
-    for name, _ in native._Unit._fields_[4:]:
+    for name, _ in UnitDescription._fields_[4:]:
         units = [unit_of(*unit) for unit in good]
         setattr(units[0], name, None)
         message = Message(200)
@@ -523,7 +524,7 @@ def test_interface_absurd_numbers_of_units(count):
 
 @needs_engine
 def test_interface_without_anything():
-    library, nothing = native._library(), ctypes.c_void_p()
+    library, nothing = native_library.load(), ctypes.c_void_p()
     for index in (-1, 99, 2**31 - 1, -(2**31)):
         assert library.bcn_backend_name(index) is None
     for name in (None, b'', b'x' * 100_000, b'\xff\xfe'):
@@ -558,7 +559,7 @@ def test_interface_unit(unit, height, width, backend):
     x = np.zeros(channels * height * width if good else 1, np.float32)
     y = np.full(x.size // stride**2 if good else 1, np.nan, np.float32)
     message = Message(300)
-    code = native._library().bcn_unit_run(
+    code = native_library.load().bcn_unit_run(
         ctypes.byref(unit_of(*unit)),
         *(backend.encode(), x.ctypes.data, height, width, y.ctypes.data),
         *message.arguments,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engine_models import ODD_CHANNELS, random_images, random_model
 
-from bicrossnet_ros.engine import native
+from bicrossnet_ros.engine import native, native_library
 from bicrossnet_ros.engine.architecture import float_shapes, packed_shapes, units
 from bicrossnet_ros.engine.native import EngineUnavailable, NativeNetwork
 from bicrossnet_ros.errors import ModelError
@@ -77,7 +77,7 @@ def test_back_ends_are_those_of_the_cpu():
 
 
 def _built_in() -> tuple[str, ...]:
-    return native._built_in(native._library())
+    return native_library.built_in(native_library.load())
 
 
 @built
@@ -120,7 +120,7 @@ def test_missing_or_damaged_library(monkeypatch, tmp_path, content, message):
 
 def test_library_that_was_not_built(monkeypatch):
     monkeypatch.delenv('BICROSSNET_ENGINE_LIBRARY', raising=False)
-    monkeypatch.setattr(native, 'LIBRARY_NAME', 'libnowhere.so')
+    monkeypatch.setattr(native_library, 'LIBRARY_NAME', 'libnowhere.so')
     with pytest.raises(EngineUnavailable, match=r'the engine was not built; install a C\+\+ comp'):
         native.default_backend()
 
