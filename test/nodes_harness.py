@@ -279,7 +279,7 @@ class Client:
             ),
             what=f'a node that listens to {topics}',
         )
-        self.spin(0.5)
+        self.spin(1.0)  # the node learns of us on its own
 
     def next_stamp_s(self) -> float:
         """The time now, later than any before."""
