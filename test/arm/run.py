@@ -26,7 +26,7 @@ DOT_CPU, PLAIN_CPU = 'cortex-a76', 'cortex-a53'
 TESTS = ('test_gallery.py',)
 # These compile for the host.
 ELSEWHERE = ('test_engine_build.py', 'test_engine_sanitizers.py')
-# Reads /proc/cpuinfo, which is the host's under qemu; `check_backends` asks the same here.
+# These read /proc, which tells of the host and of qemu; `check_backends` asks the first one here.
 OF_THE_HOST = (
     'test/test_engine_native.py::test_back_ends_are_those_of_the_cpu',
     'test/test_engine_native.py::test_a_machine_that_is_short_of_memory',
