@@ -4,6 +4,9 @@ A network is a full-precision stem and a row of blocks. Block ``i`` (counted fro
 unit and one 1x1 unit; where it widens, two parallel 1x1 units are concatenated. The 3x3 unit of an
 even block multiplies element-wise with its residual (`ElementwiseUnit`).
 
+The float twin of a network has the same layers, but its convolutions take activations and weights
+as they are. It is not for flying: trained beside the network, it shows what the signs cost.
+
 References
 ----------
 Guo et al. 2022, "Join the High Accuracy Club on ImageNet with A Binary Neural Network Ticket".
@@ -71,15 +74,20 @@ class BinaryUnit(nn.Module):
         1 or 3, in pixels.
     stride : int
         1 or 2; at 2 the shortcut is average-pooled 2x2, so the input's sides must be even.
+    binary : bool
+        False: the float twin.
     """
 
     elementwise = False
 
-    def __init__(self, channels: int, *, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self, channels: int, *, kernel: int, stride: int = 1, binary: bool = True
+    ) -> None:
         super().__init__()
         self.stride = stride
+        self.binary = binary
         self.move = LearnableBias(channels)
-        self.conv = BinaryConv2d(channels, channels, kernel=kernel, stride=stride)
+        self.conv = _convolution(channels, kernel=kernel, stride=stride, binary=binary)
         self.norm1 = nn.BatchNorm2d(channels)
         self.act = ChannelPReLU(channels)
         self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.5))
@@ -95,7 +103,8 @@ class BinaryUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, H / stride, W / stride)."""
         residual = self._residual(x)
-        y = self.act(self.norm1(self.conv(binary_activation(self.move(x)))))
+        moved = self.move(x)
+        y = self.act(self.norm1(self.conv(binary_activation(moved) if self.binary else moved)))
         # scale * pool(x) + (1 - scale) * y enters the gate through its mean alone; averaging first
         # gives the same number and saves a full-size tensor.
         mean_in = x.mean(dim=(2, 3), keepdim=True)
@@ -108,7 +117,7 @@ class BinaryUnit(nn.Module):
     @torch.no_grad()
     def clamp_parameters(self) -> None:
         """Keep latent weights within +-1.5, the recoupling scale within [0, 1], if they train."""
-        if self.conv.weight.requires_grad:
+        if isinstance(self.conv, BinaryConv2d) and self.conv.weight.requires_grad:
             self.conv.clamp_latent()
         if self.scale.requires_grad:
             self.scale.clamp_(0.0, 1.0)
@@ -119,12 +128,23 @@ class ElementwiseUnit(BinaryUnit):
 
     elementwise = True
 
-    def __init__(self, channels: int, *, kernel: int, stride: int = 1) -> None:
-        super().__init__(channels, kernel=kernel, stride=stride)
+    def __init__(
+        self, channels: int, *, kernel: int, stride: int = 1, binary: bool = True
+    ) -> None:
+        super().__init__(channels, kernel=kernel, stride=stride, binary=binary)
         self.act_residual = ChannelPReLU(channels)
 
     def _residual(self, x: Tensor) -> Tensor:
         return self._pool(self.act_residual(x))
+
+
+def _convolution(
+    channels: int, *, kernel: int, stride: int, binary: bool
+) -> nn.Conv2d | BinaryConv2d:
+    if binary:
+        return BinaryConv2d(channels, channels, kernel=kernel, stride=stride)
+    padding = kernel // 2
+    return nn.Conv2d(channels, channels, kernel, stride=stride, padding=padding, bias=False)
 
 
 class Block(nn.Module):
@@ -138,10 +158,18 @@ class Block(nn.Module):
         Stride of the 3x3 unit.
     elementwise : bool
         True: the 3x3 unit is an `ElementwiseUnit`.
+    binary : bool
+        False: the float twin.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, stride: int, elementwise: bool
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        stride: int,
+        elementwise: bool,
+        binary: bool = True,
     ) -> None:
         super().__init__()
         if channels_out not in (channels_in, 2 * channels_in):
@@ -149,9 +177,11 @@ class Block(nn.Module):
                 f'a block keeps or doubles its channels, found {channels_in} -> {channels_out}'
             )
         kind = ElementwiseUnit if elementwise else BinaryUnit
-        self.unit3x3 = kind(channels_in, kernel=3, stride=stride)
+        self.unit3x3 = kind(channels_in, kernel=3, stride=stride, binary=binary)
         branches = channels_out // channels_in
-        self.units1x1 = nn.ModuleList(BinaryUnit(channels_in, kernel=1) for _ in range(branches))
+        self.units1x1 = nn.ModuleList(
+            BinaryUnit(channels_in, kernel=1, binary=binary) for _ in range(branches)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
@@ -167,6 +197,8 @@ class BNext(Backbone):
     ----------
     channels : tuple of int
         Output channels of the stem, then of every block.
+    binary : bool
+        False: the float twin.
 
     Attributes
     ----------
@@ -174,9 +206,10 @@ class BNext(Backbone):
         Length of the feature vector, ``channels[-1]``.
     """
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], *, binary: bool = True) -> None:
         super().__init__()
         self.channels = tuple(channels)
+        self.binary = binary
         self.feature_dim = channels[-1]
         self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(channels[0])
@@ -186,6 +219,7 @@ class BNext(Backbone):
                 channels[i],
                 stride=2 if i > 1 and channels[i] != channels[i - 1] else 1,
                 elementwise=i % 2 == 0,
+                binary=binary,
             )
             for i in range(1, len(channels))
         )
@@ -224,7 +258,8 @@ def make_bnext(size: str) -> BNext:
     Parameters
     ----------
     size : str
-        One of 'nano', 'tiny', 'small', 'middle', 'large'.
+        One of 'nano', 'tiny', 'small', 'middle', 'large'; with '_float' behind it, its float
+        twin.
 
     Returns
     -------
@@ -236,6 +271,7 @@ def make_bnext(size: str) -> BNext:
     ValueError
         If the size is unknown.
     """
-    if size not in CHANNELS:
+    name, _, kind = size.partition('_')
+    if name not in CHANNELS or kind not in ('', 'float'):
         raise ValueError(f'unknown size {size!r}: choose one of {", ".join(CHANNELS)}')
-    return BNext(CHANNELS[size])
+    return BNext(CHANNELS[name], binary=not kind)
