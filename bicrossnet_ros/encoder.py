@@ -16,10 +16,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from bicrossnet_ros.descriptor import Projection
 from bicrossnet_ros.engine.model_file import (
     ModelMetadata,
     file_sha256,
@@ -32,6 +33,8 @@ from bicrossnet_ros.preprocess import Preprocessing, check_patches, prepare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Opened: TypeAlias = tuple[ModelMetadata, Runtime, Projection | None]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,9 @@ class Encoder:
         Length D of an embedding.
     preprocessing : Preprocessing
         How patches are prepared.
+    projection : Projection or None
+        From embeddings to compressed descriptors, where the model file has one: what galleries
+        that store descriptors compare, see `bicrossnet_ros.gallery.Gallery.descriptor`.
     """
 
     model_id: str
@@ -74,6 +80,7 @@ class Encoder:
     embedding_dim: int
     preprocessing: Preprocessing
     _runtime: Runtime = field(repr=False)
+    projection: Projection | None = field(default=None, repr=False)
 
     @property
     def runtime(self) -> str:
@@ -155,7 +162,7 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
         raise ModelError(
             f'{path}: cannot be read ({error.strerror}); check its permissions and its disk'
         ) from error
-    metadata, runtime = _OPENERS[path.suffix](path, model_id, min(threads, _cpus()))
+    metadata, runtime, projection = _OPENERS[path.suffix](path, model_id, min(threads, _cpus()))
     if _state(path) != before:
         del runtime  # and its weights: other encoders would take them for those of `model_id`
         raise ModelError(f'{path}: it changed while it was opened; open it again')
@@ -165,6 +172,7 @@ def open_encoder(model_path: str | Path, *, threads: int = 1) -> Encoder:
         embedding_dim=metadata.embedding_dim,
         preprocessing=metadata.preprocessing,
         _runtime=runtime,
+        projection=projection,
     )
 
 
@@ -188,7 +196,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 # the engine takes from the file to the first embedding.
 
 
-def _open_model_file(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
+def _open_model_file(path: Path, model_id: str, threads: int) -> Opened:
     from bicrossnet_ros.engine.native import EngineUnavailable
 
     asked = os.environ.get(BACKEND_VARIABLE)
@@ -208,7 +216,8 @@ def _open_model_file(path: Path, model_id: str, threads: int) -> tuple[ModelMeta
             _warn_once(str(error))
     from bicrossnet_ros.engine.onnx_runtime import from_model
 
-    return from_model(read_model(path), source=path, threads=threads)
+    model = read_model(path)
+    return *from_model(model, source=path, threads=threads), model.projection
 
 
 @functools.cache
@@ -216,19 +225,19 @@ def _warn_once(reason: str) -> None:
     logger.warning('ONNX Runtime, which is slower, stands in for the native engine: %s', reason)
 
 
-def _open_onnx(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
+def _open_onnx(path: Path, model_id: str, threads: int) -> Opened:
     from bicrossnet_ros.engine.onnx_runtime import open_onnx
 
     return open_onnx(path, threads=threads)
 
 
-def _open_lce(path: Path, model_id: str, threads: int) -> tuple[ModelMetadata, Runtime]:
+def _open_lce(path: Path, model_id: str, threads: int) -> Opened:
     from bicrossnet_ros.engine.lce_runtime import open_lce
 
-    return open_lce(path, threads=threads)
+    return *open_lce(path, threads=threads), None
 
 
-_OPENERS: dict[str, Callable[[Path, str, int], tuple[ModelMetadata, Runtime]]] = {
+_OPENERS: dict[str, Callable[[Path, str, int], Opened]] = {
     '.safetensors': _open_model_file,
     '.onnx': _open_onnx,
     '.tflite': _open_lce,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bicrossnet_ros.descriptor import HOW_TO_FIT
 from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.geodesy import to_wgs84
 from bicrossnet_ros.geopackage import GeoPackage
@@ -31,13 +32,14 @@ from bicrossnet_ros.manifest import (
 from bicrossnet_ros.tile_index import (
     Float32Array,
     Int64Array,
-    read_embedding,
+    read_embeddings,
     read_index,
     search_index,
 )
 from bicrossnet_ros.types import FloatArray, ImageArray, MaskArray
 
 if TYPE_CHECKING:
+    from bicrossnet_ros.descriptor import Projection
     from bicrossnet_ros.encoder import Encoder
 
 __all__ = ['FORMAT_VERSION', 'Gallery', 'Manifest', 'MapWindow', 'open_gallery']
@@ -88,9 +90,18 @@ class Gallery:
         Highest cosine similarity to any tile further than one tile size away; NaN if none is.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, raster: GeoPackage, index: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        raster: GeoPackage,
+        index: Any,
+        *,
+        projection: Projection | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self._projection = projection
         self._raster = raster
         self._index = index
         columns = np.array(
@@ -120,6 +131,36 @@ class Gallery:
         west, south, east, north = self.manifest.bounds_m
         return to_wgs84(self.crs, 0.5 * (west + east), 0.5 * (south + north))
 
+    def descriptor(self, embeddings: Float32Array) -> Float32Array:
+        """What the gallery compares of embeddings: what `search` takes.
+
+        Parameters
+        ----------
+        embeddings : ndarray of shape (N, E), float32
+            As the encoder made them.
+
+        Returns
+        -------
+        ndarray of shape (N, D), float32
+            Of unit length: the embeddings themselves, or their projection where the gallery
+            stores compressed descriptors. Signs are taken of tiles alone, never of queries.
+
+        Raises
+        ------
+        GalleryError
+            If the gallery stores compressed descriptors and was opened without its encoder.
+        ModelError
+            If the embeddings have another length than the projection takes.
+        """
+        if self.manifest.embedding_kind == 'float32':
+            return np.asarray(embeddings, np.float32)
+        if self._projection is None:
+            raise GalleryError(
+                f'{self.path} stores {self.manifest.embedding_kind} descriptors; to compare '
+                'embeddings with them, open it with the encoder that made them'
+            )
+        return self._projection.apply(embeddings)
+
     def search(
         self,
         embeddings: Float32Array,
@@ -133,7 +174,7 @@ class Gallery:
         Parameters
         ----------
         embeddings : ndarray of shape (Q, D), float32
-            Unit length.
+            Unit length; from `descriptor`, or from `embeddings`.
         k : int
             Tiles wanted per query.
         center_m, radius_m : (east_m, north_m) and float, optional
@@ -142,7 +183,8 @@ class Gallery:
         Returns
         -------
         similarities : ndarray of shape (Q, k), float32
-            Cosine similarities; -inf where there are fewer than k tiles.
+            Cosine similarities, of packed descriptors between the query and the tile's signs;
+            -inf where there are fewer than k tiles.
         tile_ids : ndarray of shape (Q, k), int64
             -1 where there are fewer than k tiles.
 
@@ -165,18 +207,40 @@ class Gallery:
         return self._search(queries, k, distance_m <= radius_m)
 
     def embedding(self, tile_id: int) -> Float32Array:
-        """Embedding of a tile, float32 (D,): what the map itself looks like there.
+        """What the gallery stores of a tile, float32 (D,); see `embeddings`.
 
         Raises
         ------
         GalleryError
             If there is no such tile.
         """
-        if not 0 <= tile_id < len(self.tile_east_m):
+        return self.embeddings(np.array([tile_id])).reshape(-1)
+
+    def embeddings(self, tile_ids: Int64Array) -> Float32Array:
+        """What the gallery stores of tiles: what the map itself looks like there.
+
+        Parameters
+        ----------
+        tile_ids : ndarray of shape (N,), int
+
+        Returns
+        -------
+        ndarray of shape (N, D), float32
+            Of unit length; of packed descriptors the signs, each +-1/16. The dot product with
+            what `descriptor` returns is the similarity that `search` returns.
+
+        Raises
+        ------
+        GalleryError
+            If there is no such tile.
+        """
+        ids, count = np.asarray(tile_ids, np.int64).reshape(-1), len(self.tile_east_m)
+        outside = ids[(ids < 0) | (ids >= count)]
+        if len(outside):
             raise GalleryError(
-                f'tile {tile_id} is not in the gallery; expected 0 to {len(self.tile_east_m) - 1}'
+                f'tile {outside[0]} is not in the gallery; expected 0 to {count - 1}'
             )
-        return read_embedding(self._index, tile_id, parameters=self.manifest.index)
+        return read_embeddings(self._index, ids, parameters=self.manifest.index)
 
     def window(
         self, east_m: float, north_m: float, *, size_m: float, gsd_m: float | None = None
@@ -241,9 +305,15 @@ class Gallery:
         queries = np.ascontiguousarray(embeddings, np.float32)
         size = self.manifest.embedding_dim
         if queries.ndim != 2 or queries.shape[1] != size:
-            raise GalleryError(
-                f'query has shape {queries.shape} but the gallery has embeddings of {size}; '
+            kind = self.manifest.embedding_kind
+            remedy = (
                 'rebuild the gallery with the current model'
+                if kind == 'float32'
+                else 'search with what Gallery.descriptor makes of embeddings'
+            )
+            raise GalleryError(
+                f'query has shape {queries.shape} but the gallery has {kind} embeddings of '
+                f'{size}; {remedy}'
             )
         if not np.isfinite(queries).all():
             raise GalleryError('query embedding is not finite; the image or the model is bad')
@@ -284,6 +354,9 @@ def open_gallery(
     problems = file_problems(folder, manifest, checksums=verify)
     if problems:
         raise GalleryError('; '.join(problems))
+    projection = None
+    if encoder is not None and manifest.embedding_kind != 'float32':
+        projection = encoder.projection
     index = read_index(
         folder / INDEX_NAME,
         size=manifest.embedding_dim,
@@ -292,7 +365,7 @@ def open_gallery(
     )
     raster = GeoPackage.open(folder / MAP_NAME, grid=manifest.grid, crs=manifest.crs)
     try:
-        return Gallery(folder, manifest, raster, index)
+        return Gallery(folder, manifest, raster, index, projection=projection)
     except GalleryError:
         raster.close()
         raise
@@ -318,6 +391,13 @@ def check_encoder(manifest: Manifest, encoder: Encoder, *, source: str) -> None:
             for key in differing
         )
         raise GalleryError(f'{source} was built with another preprocessing ({values}); {remedy}')
+    if manifest.embedding_kind != 'float32':
+        if encoder.projection is None:  # another software may know more than this one
+            raise GalleryError(
+                f'{source} stores {manifest.embedding_kind} descriptors, but the model '
+                f'{encoder.model_name} has no projection to them: {HOW_TO_FIT}; then {remedy}'
+            )
+        return
     if encoder.embedding_dim != manifest.embedding_dim:
         raise GalleryError(
             f'{source} has embeddings of {manifest.embedding_dim}, the model makes '

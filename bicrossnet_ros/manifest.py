@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bicrossnet_ros.descriptor import SIZE as DESCRIPTOR_SIZE
 from bicrossnet_ros.errors import ConfigError, GalleryError
 from bicrossnet_ros.geodesy import check_map_crs, metric_crs
 from bicrossnet_ros.geopackage_format import Grid
-from bicrossnet_ros.tile_index import INDEX_TYPES
+from bicrossnet_ros.tile_index import INDEX_TYPES, stores_signs
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the highest that this software reads
+# What the index holds of a tile, and the version that came with it: the lowest that reads it.
+EMBEDDING_KINDS = {'float32': 1, 'float256': 2, 'packed': 2}
 MANIFEST_NAME = 'gallery.json'
 MAP_NAME = 'map.gpkg'
 INDEX_NAME = 'index.faiss'
@@ -35,7 +38,7 @@ class Manifest:
     Parameters
     ----------
     format_version : int
-        `FORMAT_VERSION` of the writer.
+        Of `EMBEDDING_KINDS`: galleries that older software can read keep the older version.
     crs : str
         Projected CRS in metres, such as 'EPSG:32617'.
     tile_px : int
@@ -49,9 +52,10 @@ class Manifest:
     bounds_m : tuple of float
         (west, south, east, north) of the map in `crs`.
     embedding_dim : int
-        Number of elements of an embedding.
+        Number of elements that are stored of a tile.
     embedding_kind : str
-        'float32'.
+        'float32', the model's embeddings; 'float256', their projection to 256 elements; 'packed',
+        the signs of that, one bit each. See `bicrossnet_ros.descriptor`.
     model_id, model_name : str
         SHA-256 of the model file that made the embeddings, and its name.
     preprocessing : dict
@@ -88,6 +92,12 @@ class Manifest:
     index: dict[str, Any]
     files: dict[str, str]
     tool_version: str
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes that the index holds of a tile: its vector and, in clusters, its number."""
+        bits = 1 if self.embedding_kind == 'packed' else 32
+        return self.embedding_dim * bits // 8 + (8 if self.index['type'] == 'ivf' else 0)
 
     @property
     def grid(self) -> Grid:
@@ -127,6 +137,7 @@ class Manifest:
         body.pop('checksum')
         for name in names:
             _check_value(name, body[name], source)
+        _check_kind(body, source)
         manifest = cls(
             **{
                 **body,
@@ -241,10 +252,10 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 def _check_version(body: dict[str, Any], source: str) -> None:
     found = body.get('format_version')
-    if found == FORMAT_VERSION and not isinstance(found, bool):
+    if _is_whole(1, FORMAT_VERSION)(found):
         return
     raise GalleryError(
-        f'{source} has format version {found!r}, this software reads {FORMAT_VERSION}; '
+        f'{source} has format version {found!r}, this software reads 1 to {FORMAT_VERSION}; '
         'rebuild the gallery with this version, or take the software that built it'
     )
 
@@ -262,6 +273,25 @@ def _check_value(name: str, value: Any, source: str) -> None:
     test, expected = _CHECKS[name]
     if not test(value):
         raise GalleryError(f'{source}: {name} is {value!r}; expected {expected}; {REBUILD}')
+
+
+def _check_kind(body: dict[str, Any], source: str) -> None:
+    """Check what the kind of embeddings says about other entries."""
+    kind = body['embedding_kind']
+    expected = {'format_version': EMBEDDING_KINDS[kind]}
+    if kind != 'float32':
+        expected['embedding_dim'] = DESCRIPTOR_SIZE
+    wrong = [name for name, value in expected.items() if body[name] != value]
+    if wrong:
+        name = wrong[0]
+        raise GalleryError(
+            f'{source}: {name} is {body[name]}; embeddings of the kind {kind!r} have '
+            f'{expected[name]}; {REBUILD}'
+        )
+    if stores_signs(body['index']) != (kind == 'packed'):
+        raise GalleryError(
+            f'{source}: index is {body["index"]} but embedding_kind {kind!r}; {REBUILD}'
+        )
 
 
 def _is_whole(low: int, high: int) -> Callable[[Any], bool]:
@@ -316,7 +346,7 @@ def _is_files(value: Any) -> bool:
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    'format_version': (_is_whole(FORMAT_VERSION, FORMAT_VERSION), str(FORMAT_VERSION)),
+    'format_version': (_is_whole(1, FORMAT_VERSION), f'1 to {FORMAT_VERSION}'),
     'crs': (_is_crs, 'a projected CRS in metres such as EPSG:32617'),
     'tile_px': (_is_whole(16, 4096), 'a whole number from 16 to 4096'),
     'gsd_m': (lambda value: _is_number(value) and value > 0, 'a number above 0'),
@@ -324,7 +354,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'tile_count': (_is_whole(1, 1 << 40), 'a whole number above 0'),
     'bounds_m': (_is_bounds, '[west, south, east, north] in metres'),
     'embedding_dim': (_is_whole(1, 1 << 20), 'a whole number above 0'),
-    'embedding_kind': (lambda value: value == 'float32', "'float32'"),
+    'embedding_kind': (
+        lambda value: isinstance(value, str) and value in EMBEDDING_KINDS,
+        f'one of {", ".join(EMBEDDING_KINDS)}',
+    ),
     'model_id': (_is_hash, 'a SHA-256 in hexadecimal'),
     'model_name': (lambda value: isinstance(value, str), 'a text'),
     'preprocessing': (lambda value: isinstance(value, dict), 'a mapping'),

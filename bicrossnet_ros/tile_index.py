@@ -3,6 +3,8 @@
 `flat` compares a query with every tile and is exact. `ivf` looks at the `nprobe` nearest of
 `nlist` clusters: for galleries of several hundred thousand tiles. A search restricted to a radius
 is exact with both.
+
+Vectors are stored as float32, or as signs of one bit each (`sign_index`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bicrossnet_ros import sign_index
 from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.types import MaskArray
 
@@ -21,18 +24,35 @@ Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
 
 INDEX_TYPES = ('flat', 'ivf')
+SIGNS = 'signs'  # what parameters['codes'] says of an index of signs
 _IVF_SEED = 1234
+# By type and whether signs are stored.
+_CLASSES = {
+    ('flat', False): 'IndexFlatIP',
+    ('ivf', False): 'IndexIVFFlat',
+    ('flat', True): 'IndexPQ',
+    ('ivf', True): 'IndexIVFPQ',
+}
 
 
-def index_parameters(kind: str, tile_count: int) -> dict[str, Any]:
+def index_parameters(kind: str, tile_count: int, *, packed: bool = False) -> dict[str, Any]:
     """What `gallery.json` records about an index of `tile_count` tiles.
+
+    Parameters
+    ----------
+    kind : str
+        'flat' or 'ivf'.
+    tile_count : int
+    packed : bool
+        Store signs, one bit an element, in place of float32.
 
     References
     ----------
     Number of clusters 4 sqrt(N): FAISS wiki, "Guidelines to choose an index".
     """
+    codes = {'codes': SIGNS} if packed else {}
     if kind == 'flat':
-        return {'type': 'flat', 'metric': 'inner_product'}
+        return {'type': 'flat', 'metric': 'inner_product', **codes}
     if kind != 'ivf':
         raise GalleryError(f'index type {kind!r} is unknown; expected one of {INDEX_TYPES}')
     # K-means wants at least 39 points a cluster.
@@ -42,22 +62,42 @@ def index_parameters(kind: str, tile_count: int) -> dict[str, Any]:
         'metric': 'inner_product',
         'nlist': nlist,
         'nprobe': max(1, nlist // 16),
+        **codes,
     }
 
 
 def build_index(embeddings: Float32Array, parameters: dict[str, Any]) -> Any:
-    """Make a FAISS index of embeddings (T, D) with the parameters of `index_parameters`."""
+    """Make a FAISS index with the parameters of `index_parameters`.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (T, D), float32
+        An index of signs takes the signs of these; D is a multiple of 8 then.
+    parameters : dict
+    """
     import faiss
 
-    size = embeddings.shape[1]
+    rows = np.ascontiguousarray(embeddings, np.float32)
+    packed, clustered = stores_signs(parameters), parameters['type'] == 'ivf'
+    if packed and clustered:
+        clusters = {name: parameters[name] for name in ('nlist', 'nprobe')}
+        return sign_index.build_ivf(rows, **clusters, seed=_IVF_SEED)
+    if packed:
+        return sign_index.build_flat(rows)
+    size = rows.shape[1]
     index: Any = faiss.IndexFlatIP(size)
-    if parameters['type'] == 'ivf':
+    if clustered:
         index = faiss.IndexIVFFlat(index, size, parameters['nlist'], faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = _IVF_SEED
-        index.train(np.ascontiguousarray(embeddings, np.float32))
+        index.train(rows)
         index.nprobe = parameters['nprobe']
-    index.add(np.ascontiguousarray(embeddings, np.float32))
+    index.add(rows)
     return index
+
+
+def stores_signs(parameters: dict[str, Any]) -> bool:
+    """Whether an index with these parameters stores signs; else it stores float32."""
+    return parameters.get('codes') == SIGNS
 
 
 def write_index(index: Any, path: Path) -> None:
@@ -88,7 +128,7 @@ def read_index(path: Path, *, size: int, tile_count: int, parameters: dict[str, 
         raise GalleryError(
             f'{path} is not a readable FAISS index ({reason}); rebuild the gallery'
         ) from error
-    expected_class = 'IndexFlatIP' if parameters['type'] == 'flat' else 'IndexIVFFlat'
+    expected_class = _CLASSES[parameters['type'], stores_signs(parameters)]
     found = (type(index).__name__, int(index.d), int(index.ntotal))
     expected = (expected_class, size, tile_count)
     if found != expected:
@@ -96,15 +136,23 @@ def read_index(path: Path, *, size: int, tile_count: int, parameters: dict[str, 
             f'{path} holds {found} (kind, embedding size, tiles), gallery.json says {expected}; '
             'rebuild the gallery'
         )
+    if stores_signs(parameters) and not sign_index.stores_signs(index):
+        raise GalleryError(f'{path} does not hold signs; rebuild the gallery')
     return index
 
 
-def read_embedding(index: Any, row: int, *, parameters: dict[str, Any]) -> Float32Array:
-    """The embedding (D,) that the index holds in a row, such as a tile id."""
+def read_embeddings(index: Any, rows: Int64Array, *, parameters: dict[str, Any]) -> Float32Array:
+    """What the index holds in some rows (N,), such as tile ids: (N, D), of unit length.
+
+    Of an index of signs these are the signs, scaled.
+    """
     if parameters['type'] == 'ivf' and index.direct_map.no():
         # Where each row lies in the clusters; 8 bytes a row, made when first asked for.
         index.make_direct_map()
-    return np.asarray(index.reconstruct(int(row)), np.float32)
+    if len(rows) == 0:
+        return np.empty((0, int(index.d)), np.float32)
+    found = index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+    return np.asarray(found, np.float32)
 
 
 def search_index(
@@ -144,6 +192,10 @@ def search_index(
     count = int(index.ntotal) if allowed is None else int(allowed.sum())
     reach = min(k, count)
     if reach == 0 or len(queries) == 0:
+        return similarities, rows
+    if stores_signs(parameters) and parameters['type'] == 'flat':
+        found, labels = sign_index.search_flat(index, queries, reach, allowed)
+        similarities[:, :reach], rows[:, :reach] = found, labels
         return similarities, rows
     options: dict[str, Any] = {}
     if allowed is not None:

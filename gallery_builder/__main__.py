@@ -53,6 +53,7 @@ def _build(chosen: argparse.Namespace) -> int:
         batch=chosen.batch,
         threads=chosen.threads,
         index=chosen.index,
+        descriptor=chosen.descriptor,
         force=chosen.force,
         restart=chosen.restart,
     )
@@ -148,6 +149,13 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     add('--batch', type=int, default=32, help='tiles embedded at once (%(default)s)')
     add('--threads', type=int, default=1, help='of the network and FAISS (%(default)s)')
     add('--index', default='flat', choices=('flat', 'ivf'), help='(%(default)s)')
+    add(
+        '--descriptor',
+        default='float',
+        choices=('float', 'float256', 'packed'),
+        help='stored of a tile: the embedding, its projection to 256 floats, or the 256 signs '
+        'of that, 32 bytes (%(default)s)',
+    )
     add('--force', action='store_true', help='replace a gallery of the same name')
     add('--restart', action='store_true', help='throw away an unfinished build')
     build.set_defaults(run=_build)

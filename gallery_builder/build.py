@@ -14,11 +14,13 @@ import numpy as np
 import rasterio
 
 import bicrossnet_ros
+from bicrossnet_ros.descriptor import HOW_TO_FIT
+from bicrossnet_ros.descriptor import SIZE as DESCRIPTOR_SIZE
 from bicrossnet_ros.errors import GalleryError, MapError, ModelError
 from bicrossnet_ros.gallery import normalised
 from bicrossnet_ros.geopackage import GeoPackage
 from bicrossnet_ros.manifest import (
-    FORMAT_VERSION,
+    EMBEDDING_KINDS,
     INDEX_NAME,
     MANIFEST_NAME,
     MAP_NAME,
@@ -31,6 +33,7 @@ from bicrossnet_ros.tile_index import (
     index_parameters,
     write_index,
 )
+from bicrossnet_ros.types import ImageArray
 from gallery_builder.mosaic import Mosaic
 from gallery_builder.options import BuildOptions
 from gallery_builder.plan import Plan, block_total, check_disk, plan_build
@@ -86,7 +89,8 @@ def build(options: BuildOptions, encoder: Encoder, *, say: Callable[[str], None]
     if options.out.exists() and not options.force and not partial_of(options.out).exists():
         raise GalleryError(_EXISTS.format(options.out))
     sources = _describe_sources(options)
-    plan = plan_build(sources, options, embedding_dim=encoder.embedding_dim)
+    size = _stored_size(options, encoder)
+    plan = plan_build(sources, options, embedding_dim=size)
     for source in sources:
         if source.scaling is not None:
             low, high = source.scaling
@@ -204,18 +208,27 @@ class _Build:
                 images = np.stack(
                     [read_tile(raster, tile, self._options.tile_px) for tile in batch]
                 )
-                self._work.store('embeddings', done, embed(self._encoder, images))
+                self._work.store('embeddings', done, self._descriptors(images))
                 done += 1
                 progress.advance(len(batch))
+
+    def _descriptors(self, images: ImageArray) -> Float32Array:
+        """What is compared of tiles: of packed ones the floats, whose signs the index takes."""
+        embeddings = embed(self._encoder, images)
+        if self._options.embedding_kind == 'float32':
+            return embeddings
+        assert self._encoder.projection is not None, 'checked before anything was written'
+        return self._encoder.projection.apply(embeddings)
 
     def _write_index(self, raster: GeoPackage, tile_count: int) -> tuple[Any, dict[str, Any]]:
         import faiss
 
         faiss.omp_set_num_threads(self._options.threads)
         self._embeddings: Float32Array = self._work.embeddings(
-            tile_count, self._encoder.embedding_dim
+            tile_count, _stored_size(self._options, self._encoder)
         )
-        parameters = index_parameters(self._options.index, tile_count)
+        packed = self._options.embedding_kind == 'packed'
+        parameters = index_parameters(self._options.index, tile_count, packed=packed)
         index = build_index(self._embeddings, parameters)
         write_index(index, self._work.gallery / INDEX_NAME)
         return index, parameters
@@ -252,15 +265,15 @@ class _Build:
     def _write_manifest(self, tile_count: int, parameters: dict[str, Any]) -> Manifest:
         options, encoder, folder = self._options, self._encoder, self._work.gallery
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=EMBEDDING_KINDS[options.embedding_kind],
             crs=self._plan.crs,
             tile_px=options.tile_px,
             gsd_m=self._plan.grid.gsd_m,
             overlap=options.overlap,
             tile_count=tile_count,
             bounds_m=self._plan.grid.bounds_m,
-            embedding_dim=encoder.embedding_dim,
-            embedding_kind='float32',
+            embedding_dim=_stored_size(options, encoder),
+            embedding_kind=options.embedding_kind,
             model_id=encoder.model_id,
             model_name=encoder.model_name,
             preprocessing=normalised(encoder.preprocessing.to_dict()),
@@ -275,6 +288,18 @@ class _Build:
         (folder / MANIFEST_NAME).write_text(text, encoding='ascii')
         Manifest.from_json(text)  # what we write, we can read
         return manifest
+
+
+def _stored_size(options: BuildOptions, encoder: Encoder) -> int:
+    """Elements that the gallery stores of a tile; GalleryError if the model cannot make them."""
+    if options.embedding_kind == 'float32':
+        return encoder.embedding_dim
+    if encoder.projection is None:
+        raise GalleryError(
+            f'--descriptor {options.descriptor} needs a model with a descriptor, which '
+            f'{encoder.model_name} has not: {HOW_TO_FIT}; or build with --descriptor float'
+        )
+    return DESCRIPTOR_SIZE
 
 
 def _describe_sources(options: BuildOptions) -> list[Source]:
@@ -297,6 +322,6 @@ def _fingerprint(options: BuildOptions, sources: list[Source], encoder: Encoder)
         'maps': [[source.path.name, source.sha256] for source in sources],
         'model': encoder.model_id,
         'preprocessing': encoder.preprocessing.to_dict(),
-        'format_version': FORMAT_VERSION,
+        'format_version': EMBEDDING_KINDS[options.embedding_kind],
         'tool_version': bicrossnet_ros.__version__,
     }

@@ -47,7 +47,11 @@ def inspect(folder: Path, *, as_json: bool = False) -> str:
             f'{manifest.tile_count} of {manifest.tile_px} px = '
             f'{manifest.tile_px * manifest.gsd_m:g} m, overlap {manifest.overlap:g}',
         ),
-        ('embeddings', f'{manifest.embedding_dim} x {manifest.embedding_kind}'),
+        (
+            'embeddings',
+            f'{manifest.embedding_dim} x {manifest.embedding_kind}, {manifest.tile_bytes} bytes '
+            'a tile',
+        ),
         ('index', ', '.join(f'{key} {value}' for key, value in manifest.index.items())),
         ('model', f'{manifest.model_name} {manifest.model_id[:16]}...'),
         ('ambiguity', _spread(ambiguity)),

@@ -12,6 +12,9 @@ from bicrossnet_ros.errors import ConfigError, GalleryError, MapError
 from bicrossnet_ros.geopackage_format import srs_id_of
 from bicrossnet_ros.tile_index import INDEX_TYPES
 
+# Choices of --descriptor, and what the manifest calls them.
+DESCRIPTORS = {'float': 'float32', 'float256': 'float256', 'packed': 'packed'}
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -49,6 +52,9 @@ class BuildOptions:
         Threads of the network and of FAISS.
     index : str
         'flat' or 'ivf'.
+    descriptor : str
+        What is stored of a tile, one of `DESCRIPTORS`; all but 'float' need a model with a
+        descriptor.
     force : bool
         Replace a gallery of the same name.
     restart : bool
@@ -70,6 +76,7 @@ class BuildOptions:
     batch: int = 32
     threads: int = 1
     index: str = 'flat'
+    descriptor: str = 'float'
     force: bool = False
     restart: bool = False
 
@@ -95,6 +102,10 @@ class BuildOptions:
             )
         if self.index not in INDEX_TYPES:
             raise ConfigError(f'--index is {self.index!r}; expected one of {INDEX_TYPES}')
+        if self.descriptor not in DESCRIPTORS:
+            raise ConfigError(
+                f'--descriptor is {self.descriptor!r}; expected one of {", ".join(DESCRIPTORS)}'
+            )
         if self.crs is not None:
             srs_id_of(self.crs)
 
@@ -102,6 +113,11 @@ class BuildOptions:
     def stride_px(self) -> int:
         """Distance of neighbouring tiles."""
         return max(1, round(self.tile_px * (1.0 - self.overlap)))
+
+    @property
+    def embedding_kind(self) -> str:
+        """What the manifest calls the descriptor."""
+        return DESCRIPTORS[self.descriptor]
 
     def shaping(self) -> dict[str, Any]:
         """The options that shape the result: a build is resumed only if all are the same."""
@@ -118,6 +134,7 @@ class BuildOptions:
             'licence',
             'batch',
             'index',
+            'descriptor',
         )
         return {name: getattr(self, name) for name in names}
 

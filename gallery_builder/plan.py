@@ -37,6 +37,8 @@ class Plan:
         Tiles if every pixel is valid.
     map_bytes, index_bytes : int
         Upper estimates of the files' sizes.
+    work_bytes : int
+        The floats that are kept until the index stands.
     """
 
     crs: str
@@ -45,11 +47,12 @@ class Plan:
     max_tiles: int
     map_bytes: int
     index_bytes: int
+    work_bytes: int
 
     @property
     def needed_bytes(self) -> int:
-        """Space that the build takes at its peak: embeddings are kept until the index stands."""
-        return self.map_bytes + 2 * self.index_bytes + 1_000_000
+        """Space that the build takes at its peak."""
+        return self.map_bytes + self.index_bytes + self.work_bytes + 1_000_000
 
     def describe(self, options: BuildOptions) -> str:
         """The plan in two lines for people."""
@@ -83,13 +86,15 @@ def plan_build(sources: Sequence[Source], options: BuildOptions, *, embedding_di
     grid = _grid(sources, crs, gsd_m)
     check_map_crs(crs, grid.bounds_m)
     tile_count = _count_tiles(grid, options)
+    work_bytes = 4 * embedding_dim * tile_count
     return Plan(
         crs=crs,
         grid=grid,
         native_gsd_m=native_gsd_m,
         max_tiles=tile_count,
         map_bytes=int(_BYTES_PER_PX * grid.width_px * grid.height_px) + 200 * tile_count + 100_000,
-        index_bytes=4 * embedding_dim * tile_count,
+        index_bytes=work_bytes // 32 if options.embedding_kind == 'packed' else work_bytes,
+        work_bytes=work_bytes,
     )
 
 

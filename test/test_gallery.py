@@ -21,7 +21,7 @@ from bicrossnet_ros.preprocess import Preprocessing
 from bicrossnet_ros.tile_index import (
     build_index,
     index_parameters,
-    read_embedding,
+    read_embeddings,
     read_index,
     search_index,
     write_index,
@@ -233,7 +233,7 @@ def test_an_index_gives_back_what_was_put_into_it(tmp_path, kind):
     write_index(build_index(rows, parameters), tmp_path / 'index.faiss')
     index = read_index(tmp_path / 'index.faiss', size=16, tile_count=300, parameters=parameters)
     for row in (0, 117, 299):
-        found = read_embedding(index, row, parameters=parameters)
+        found = read_embeddings(index, np.array([row]), parameters=parameters)[0]
         np.testing.assert_array_equal(found, rows[row])
 
 
@@ -357,7 +357,7 @@ def edited(folder, **changes):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'format_version': 2}, 'has format version 2, this software reads 1'),
+        ({'format_version': 3}, 'has format version 3, this software reads 1 to 2'),
         ({'crs': 'EPSG:4326'}, "crs is 'EPSG:4326'; expected a projected CRS in metres"),
         ({'crs': 'EPSG:999999'}, 'expected a projected CRS'),
         (
@@ -375,7 +375,7 @@ def edited(folder, **changes):
         ({'tile_count': 7}, r'holds .* gallery.json says .*, 7\)'),
         ({'bounds_m': (5.0, 0.0, 1.0, 9.0)}, 'bounds_m is'),
         ({'embedding_dim': 25}, 'embedding size'),
-        ({'embedding_kind': 'bits'}, "expected 'float32'"),
+        ({'embedding_kind': 'bits'}, 'expected one of float32, float256, packed'),
         ({'model_id': 'abc'}, 'model_id'),
         ({'sources': ()}, 'sources'),
         ({'accuracy_m': 0.0}, 'accuracy_m is 0.0'),

@@ -76,7 +76,7 @@ def network_from_model(model: Model) -> BNext:
     """Rebuild a network in evaluation mode from a model file's content; latents become +-1."""
     network = BNext(model.metadata.channels)
     state = network.state_dict()
-    for name, tensor in model.tensors.items():
+    for name, tensor in model.network_tensors.items():
         if name.endswith('.bits'):
             key, value = name.removesuffix('bits') + 'weight', unpack_weights(tensor)
         else:
@@ -110,7 +110,7 @@ def from_checkpoint(path: Path, *, name: str, record: dict[str, Any]) -> Model:
     state = load_checkpoint(path)
     config = checkpoint_config(state, source=path)
     backbone = network_from_state(state, source=path).backbone
-    if not isinstance(backbone, BNext):
+    if not isinstance(backbone, BNext) or not backbone.binary:
         sizes = ', '.join(f'bnext_{size}' for size in CHANNELS)
         raise ModelError(
             f'{path}: its backbone is {config.model.name}, but a model file holds a BNext '

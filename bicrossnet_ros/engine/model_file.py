@@ -2,7 +2,8 @@
 
 Tensors: for every binary convolution ``<unit>.conv.bits`` (uint8, order in
 `bicrossnet_ros.engine.bits`), everything else float32 under the names of
-`bicrossnet_ros.engine.architecture`; BatchNorm is stored as trained, not folded. The file's
+`bicrossnet_ros.engine.architecture`; BatchNorm is stored as trained, not folded. Two more,
+``descriptor.mean`` and ``descriptor.matrix`` (`bicrossnet_ros.descriptor`), may follow. The file's
 metadata has the single key ``bicrossnet``, whose value is JSON: ``model``, the `ModelMetadata`,
 and ``sha256``, the digest of that and of every tensor (safetensors itself has no checksum). One
 key only: safetensors writes several in random order, and equal models must be equal files.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bicrossnet_ros.descriptor import MATRIX_NAME, MEAN_NAME, Projection, projection_from
 from bicrossnet_ros.engine.architecture import (
     TOTAL_STRIDE_PX,
     float_shapes,
@@ -149,6 +151,19 @@ class Model:
     metadata: ModelMetadata
     tensors: Mapping[str, NDArray[Any]]
 
+    @property
+    def network_tensors(self) -> dict[str, NDArray[Any]]:
+        """The tensors of the network alone, without those of a descriptor."""
+        own = {MEAN_NAME, MATRIX_NAME}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in own}
+
+    @property
+    def projection(self) -> Projection | None:
+        """The projection to compressed descriptors, if the model has one."""
+        return projection_from(
+            self.tensors, embedding_dim=self.metadata.embedding_dim, source=self.metadata.name
+        )
+
 
 def check_tensors(model: Model, *, source: str) -> None:
     """Check names, dtypes, shapes and values of all tensors against the architecture.
@@ -165,8 +180,9 @@ def check_tensors(model: Model, *, source: str) -> None:
         )
     channels = model.metadata.channels
     packed, floats = packed_shapes(channels), float_shapes(channels)
-    missing = sorted((packed.keys() | floats.keys()) - model.tensors.keys())
-    unknown = sorted(model.tensors.keys() - packed.keys() - floats.keys())
+    given = model.network_tensors
+    missing = sorted((packed.keys() | floats.keys()) - given.keys())
+    unknown = sorted(given.keys() - packed.keys() - floats.keys())
     if missing or unknown:
         raise ModelError(
             f'{source}: lacks tensors {missing[:3]}, has unknown tensors {unknown[:3]}; {_REMEDY}'
@@ -184,6 +200,7 @@ def check_tensors(model: Model, *, source: str) -> None:
             raise ModelError(f'{source}: {name} holds values that are not finite; {_REMEDY}')
         if name.endswith('running_var') and model.tensors[name].min() < 0:
             raise ModelError(f'{source}: {name} holds a negative variance; {_REMEDY}')
+    projection_from(model.tensors, embedding_dim=model.metadata.embedding_dim, source=source)
 
 
 def write_model(path: str | Path, model: Model) -> None:

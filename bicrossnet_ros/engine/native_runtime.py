@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from bicrossnet_ros.descriptor import Projection
 from bicrossnet_ros.engine.model_file import ModelMetadata, read_model
 from bicrossnet_ros.engine.native import NativeNetwork, NativeSession, default_backend
 from bicrossnet_ros.engine.runtime import FreeList
@@ -40,6 +41,7 @@ class NativeRuntime:
 class _Weights:
     metadata: ModelMetadata
     network: NativeNetwork
+    projection: Projection | None
 
 
 # By SHA-256 of the file and back end; an entry goes with the last encoder that uses it.
@@ -47,7 +49,9 @@ _shared: WeakValueDictionary[tuple[str, str], _Weights] = WeakValueDictionary()
 _sharing = threading.Lock()
 
 
-def open_native(path: Path, *, model_id: str, threads: int) -> tuple[ModelMetadata, NativeRuntime]:
+def open_native(
+    path: Path, *, model_id: str, threads: int
+) -> tuple[ModelMetadata, NativeRuntime, Projection | None]:
     """Load a model file, or take the weights that another encoder has loaded from the same one.
 
     Parameters
@@ -71,7 +75,7 @@ def open_native(path: Path, *, model_id: str, threads: int) -> tuple[ModelMetada
     sessions = FreeList(
         lambda: weights.network.session(size.input_height_px, size.input_width_px, threads=threads)
     )
-    return weights.metadata, NativeRuntime(weights, sessions)
+    return weights.metadata, NativeRuntime(weights, sessions), weights.projection
 
 
 def _load(path: Path, model_id: str) -> _Weights:
@@ -80,6 +84,7 @@ def _load(path: Path, model_id: str) -> _Weights:
         weights = _shared.get((model_id, backend))
         if weights is None:
             model = read_model(path)
-            weights = _Weights(model.metadata, NativeNetwork(model, backend=backend))
+            network = NativeNetwork(model, backend=backend)
+            weights = _Weights(model.metadata, network, model.projection)
             _shared[model_id, backend] = weights
         return weights

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bicrossnet_ros.descriptor import DESCRIPTOR_KEY, projection_to_text
 from bicrossnet_ros.engine.architecture import Unit, make_blocks
 from bicrossnet_ros.engine.folding import fold_norm
 from bicrossnet_ros.engine.model_file import METADATA_KEY, Model, read_model
@@ -170,7 +171,7 @@ def build_onnx(model: Model) -> onnx.ModelProto:
     onnx.ModelProto
         Input ``input``: float32 (N, 3, H, W), prepared by `bicrossnet_ros.preprocess`; output
         ``embedding``: float32 (N, D), not normalised. ``metadata_props['bicrossnet']`` carries
-        the model's metadata.
+        the model's metadata, another entry its descriptor if it has one.
     """
     metadata, tensors = model.metadata, model.tensors
     graph = _Graph(tensors)
@@ -192,7 +193,10 @@ def build_onnx(model: Model) -> onnx.ModelProto:
     proto = graph.finish(
         x, input_shape=['n', 3, *size], output_shape=['n', metadata.embedding_dim]
     )
-    helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
+    entries = {METADATA_KEY: metadata.to_json()}
+    if model.projection is not None:
+        entries[DESCRIPTOR_KEY] = projection_to_text(model.projection)
+    helper.set_model_props(proto, entries)
     return proto
 
 

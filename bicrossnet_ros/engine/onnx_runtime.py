@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from bicrossnet_ros.descriptor import DESCRIPTOR_KEY, Projection, projection_from_text
 from bicrossnet_ros.engine.model_file import METADATA_KEY, Model, ModelMetadata
 from bicrossnet_ros.errors import ModelError
 
@@ -34,7 +35,7 @@ class OnnxRuntime:
         return np.asarray(output)
 
 
-def open_onnx(path: Path, *, threads: int) -> tuple[ModelMetadata, OnnxRuntime]:
+def open_onnx(path: Path, *, threads: int) -> tuple[ModelMetadata, OnnxRuntime, Projection | None]:
     """Load an ``.onnx`` that carries this project's metadata.
 
     Raises
@@ -51,7 +52,10 @@ def open_onnx(path: Path, *, threads: int) -> tuple[ModelMetadata, OnnxRuntime]:
         )
     metadata = ModelMetadata.from_json(entries[METADATA_KEY], source=str(path))
     _check_session(session, metadata, path)
-    return metadata, OnnxRuntime(session, session.get_inputs()[0].name)
+    projection = projection_from_text(
+        entries.get(DESCRIPTOR_KEY), embedding_dim=metadata.embedding_dim, source=str(path)
+    )
+    return metadata, OnnxRuntime(session, session.get_inputs()[0].name), projection
 
 
 def from_model(model: Model, *, source: Path, threads: int) -> tuple[ModelMetadata, OnnxRuntime]:

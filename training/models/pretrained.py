@@ -262,7 +262,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     except (SafetensorError, OSError) as error:
         raise ModelError(f'{path}: not a readable safetensors file ({error})') from error
     tensors: dict[str, Tensor] = {}
-    for name, value in read_model(path).tensors.items():
+    for name, value in read_model(path).network_tensors.items():
         if name.endswith('.bits'):
             signs = torch.from_numpy(unpack_weights(value))
             tensors[name.removesuffix('bits') + 'weight'] = signs * LATENT_FROM_BITS
