@@ -26,7 +26,7 @@ def test_a_file_says_what_differs_from_its_base(tmp_path):
 
 
 def test_dictionaries_round_trip():
-    config = with_changes(TrainConfig(), ['data.views.tilt=0.3', 'optimizer.milestones=[1, 2]'])
+    config = with_changes(TrainConfig(), ['data.views.tilt_deg=3', 'optimizer.milestones=[1, 2]'])
     assert config_from_dict(config_to_dict(config), source='test') == config
 
 

@@ -72,7 +72,7 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def with_changes(config: TrainConfig, changes: list[str]) -> TrainConfig:
-    """Apply changes such as ``run.epochs=3`` or ``data.views.tilt=0.2`` to a configuration."""
+    """Apply changes such as ``run.epochs=3`` or ``data.views.tilt_deg=2`` to a configuration."""
     data = config_to_dict(config)
     for change in changes:
         key, separator, text = change.partition('=')

@@ -1,8 +1,10 @@
 """Two views of one place: what a map tile and a drone's patch of the same ground look like.
 
-The geometry mimics the task: the patch is roughly north-up, so tile and query share a random base
-rotation and differ by a heading error, a scale ratio, an offset of the centres and a tilt. The
-radiometry differs by light, sensor (channel mixtures), blur, noise and compression.
+Tile and patch share a random base rotation. The patch is what the product makes of a frame
+(`training.data.perspective`): it differs from the tile by an error of the heading, of the height
+and so of the scale, by an offset of the centres and by what remains of the camera's tilt. The
+world has changed since the map was made (`training.data.world`) and the camera is no perfect one
+(`training.data.sensor`).
 """
 
 from __future__ import annotations
@@ -14,14 +16,29 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from training.data.perspective import draw_shot, seen
+from training.data.sensor import SENSOR_CHANGES, apply_sensor, fill_unseen
+from training.data.view_config import GEOMETRY_CHANGES
+from training.data.world import WORLD_CHANGES, apply_world
 
+if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from training.config import ViewConfig
+    from training.data.view_config import ViewConfig
 
 Generator = np.random.Generator
+
+# Every effect that has a switch, in the order of docs/views.md.
+CHANGES: tuple[str, ...] = (*GEOMETRY_CHANGES, *SENSOR_CHANGES, *WORLD_CHANGES)
+
+# What a map may differ in when `ViewConfig.map_views` is 'mild': share and strength of an effect.
+MILD = {
+    'tones': (0.6, 0.25),
+    'gradient': (0.1, 0.2),
+    'blur': (0.15, 0.006),
+    'noise': (0.15, 0.015),
+    'jpeg': (0.2, 0.4),
+}
 
 
 @dataclass(frozen=True)
@@ -37,20 +54,40 @@ class Place:
 def sample_places(
     rng: Generator, *, scene_px: int, places: int, config: ViewConfig
 ) -> list[Place]:
-    """Draw one place about the centre of a scene, or two that hardly overlap, side by side."""
+    """Draw one to four neighbouring places of one side about the centre of a scene.
+
+    One lies anywhere, two side by side in any direction, three or four at the corners of a square
+    that is nearly parallel to the scene. Neighbours are ``config.spacing`` sides apart, each
+    turned on its own.
+
+    Raises
+    ------
+    ValueError
+        If `places` is not between 1 and 4.
+    """
+    if not 1 <= places <= 4:
+        raise ValueError(f'places is {places}; expected 1 to 4')
     side = scene_px * rng.uniform(config.min_side, config.max_side)
     direction = rng.uniform(0, 2 * math.pi)
-    # Two centres 1.1 sides apart: neighbours on one map, the hardest negatives there are.
-    distance = 0.55 * side if places == 2 else rng.uniform(0, 0.5 * (scene_px - side))
+    if places == 1:
+        distance, angles = rng.uniform(0, 0.5 * (scene_px - side)), [direction]
+    elif places == 2:
+        distance, angles = config.spacing * side / 2, [direction, direction + math.pi]
+    else:
+        # Corners of a square far from parallel to the scene's sides would lie beyond them.
+        quarter, lean = divmod(direction, math.pi / 2)
+        start = (quarter + 0.5) * math.pi / 2 + 0.2 * (lean - math.pi / 4)
+        distance = config.spacing * side / math.sqrt(2)
+        angles = [start + k * math.pi / 2 for k in range(places)]
     center = (scene_px - 1) / 2
     return [
         Place(
-            row_px=center + sign * distance * math.sin(direction),
-            col_px=center + sign * distance * math.cos(direction),
+            row_px=center + distance * math.sin(angle),
+            col_px=center + distance * math.cos(angle),
             side_px=side,
             rotation_rad=rng.uniform(0, 2 * math.pi),
         )
-        for sign in (1, -1)[:places]
+        for angle in angles
     ]
 
 
@@ -76,40 +113,104 @@ def view_pair(
     -------
     tile, query : ndarray of uint8, shape (size_px, size_px, 3)
     """
-    tile = radiometry(_look(scene, place, size_px), rng, config)
-    limit = math.log(config.scale_ratio)
-    offset_px = rng.uniform(-config.offset, config.offset, 2) * place.side_px
-    seen = Place(
-        row_px=place.row_px + offset_px[0],
-        col_px=place.col_px + offset_px[1],
-        side_px=place.side_px * math.exp(rng.uniform(-limit, limit)),
-        rotation_rad=place.rotation_rad
-        + math.radians(rng.uniform(-config.heading_error_deg, config.heading_error_deg)),
-    )
-    tilt = rng.uniform(-config.tilt, config.tilt, 2).tolist()
-    query = radiometry(_look(scene, seen, size_px, tilt), rng, config)
-    return tile, query
+    tile = look(scene, place, size_px)
+    query = drone_view(scene, place, rng, size_px=size_px, config=config)
+    return map_view(tile, rng, config), query
 
 
-def _look(
-    scene: NDArray[np.uint8], place: Place, size_px: int, tilt: Sequence[float] = (0.0, 0.0)
+def map_view(image: NDArray[np.uint8], rng: Generator, config: ViewConfig) -> NDArray[np.uint8]:
+    """Change a tile as far as ``config.map_views`` says; see there."""
+    if config.map_views == 'clean':
+        return image
+    mild = config.map_views == 'mild'
+    drawn = _draw(rng, MILD, 1.0) if mild else draw_changes(rng, config)
+    return apply_sensor(apply_world(image, rng, drawn), rng, drawn)
+
+
+def drone_view(
+    scene: NDArray[np.uint8], place: Place, rng: Generator, *, size_px: int, config: ViewConfig
 ) -> NDArray[np.uint8]:
-    """Render a place; where the scene is much finer than the view, from averages of its pixels."""
+    """Render a place as the patch of a drone's frame; parameters as of `view_pair`."""
+    shot = draw_shot(rng, config)
+    offset = rng.uniform(-config.offset, config.offset, 2)
+    ground = shot.ground_from_patch
+    ground = np.array([[1, 0, offset[1]], [0, 1, offset[0]], [0, 0, 1]]) @ ground
+    image = look(scene, place, size_px, ground)
+    drawn = draw_changes(rng, config)
+    image = apply_world(image, rng, drawn)
+    frame_from_patch = shot.frame_from_patch if 'vignette' in drawn else None
+    image = apply_sensor(image, rng, drawn, frame_from_patch, shot.half_frame)
+    return fill_unseen(image, seen(shot, _patch_from_view(size_px), size_px))
+
+
+def draw_changes(rng: Generator, config: ViewConfig) -> dict[str, float]:
+    """Draw which changes of world and sensor a view has, and how strong each is.
+
+    A view's busyness b has mean 1; with ``config.busyness`` 1 it is 3 u^2 with u uniform, so that
+    half of the views have less than 0.75 and some 3. An effect of share p comes with probability
+    1 - (1 - p)^b: never for 0, always for 1. Its strength is uniform up to the largest.
+    """
+    spread = 3 * rng.random() ** 2
+    shares = {
+        name: (getattr(config, f'{name}_share'), getattr(config, name))
+        for name in (*SENSOR_CHANGES, *WORLD_CHANGES)
+    }
+    return _draw(rng, shares, 1 + config.busyness * (spread - 1))
+
+
+def _draw(
+    rng: Generator, shares: dict[str, tuple[float, float]], busyness: float
+) -> dict[str, float]:
+    chance, strength = rng.random((2, len(shares))).tolist()
+    return {
+        name: largest * (0.15 + 0.85 * strength[k])
+        for k, (name, (share, largest)) in enumerate(shares.items())
+        if chance[k] < 1 - (1 - share) ** busyness
+    }
+
+
+def look(
+    scene: NDArray[np.uint8],
+    place: Place,
+    size_px: int,
+    ground_from_patch: NDArray[np.float64] | None = None,
+) -> NDArray[np.uint8]:
+    """Render a place; where the scene is much finer than the view, from averages of its pixels.
+
+    Parameters
+    ----------
+    scene : ndarray of uint8, shape (S, S, 3)
+    place : Place
+    size_px : int
+        Side of the view.
+    ground_from_patch : ndarray of shape (3, 3), optional
+        Homography on the unit patch; the place straight from above by default.
+
+    Returns
+    -------
+    ndarray of uint8, shape (size_px, size_px, 3)
+    """
     finer = max(1, round(place.side_px / size_px))
-    view = warp(scene, _matrix(place, finer * size_px, tilt), finer * size_px)
+    side_px = finer * size_px
+    matrix = _scene_from_patch(place)
+    if ground_from_patch is not None:
+        matrix = matrix @ ground_from_patch
+    view = warp(scene, matrix @ _patch_from_view(side_px), side_px)
     if finer == 1:
         return view
     return np.asarray(cv2.resize(view, (size_px, size_px), interpolation=cv2.INTER_AREA))
 
 
-def _matrix(place: Place, size_px: int, tilt: Sequence[float] = (0.0, 0.0)) -> NDArray[np.float64]:
-    """Homography from view pixels (x, y) to scene pixels (x, y)."""
-    half = (size_px - 1) / 2
-    unit = np.array([[1, 0, -half], [0, 1, -half], [0, 0, size_px]]) / size_px
-    perspective = np.array([[1, 0, 0], [0, 1, 0], [tilt[0], tilt[1], 1]])
+def _patch_from_view(size_px: int) -> NDArray[np.float64]:
+    """Affine map from pixels (x, y) of a view to the unit patch about (0, 0)."""
+    scale = 1 / size_px
+    middle = (1 - size_px) / 2 * scale
+    return np.array([[scale, 0, middle], [0, scale, middle], [0, 0, 1]])
+
+
+def _scene_from_patch(place: Place) -> NDArray[np.float64]:
     cos, sin = (f(place.rotation_rad) * place.side_px for f in (math.cos, math.sin))
-    ground = np.array([[cos, -sin, place.col_px], [sin, cos, place.row_px], [0, 0, 1]])
-    return np.asarray(ground @ perspective @ unit)
+    return np.array([[cos, -sin, place.col_px], [sin, cos, place.row_px], [0, 0, 1]])
 
 
 def warp(scene: NDArray[np.uint8], matrix: NDArray[np.float64], size_px: int) -> NDArray[np.uint8]:
@@ -123,70 +224,3 @@ def warp(scene: NDArray[np.uint8], matrix: NDArray[np.float64], size_px: int) ->
             borderMode=cv2.BORDER_REFLECT_101,
         )
     )
-
-
-def radiometry(image: NDArray[np.uint8], rng: Generator, config: ViewConfig) -> NDArray[np.uint8]:
-    """Change light, sensor, sharpness, noise, compression and completeness of a view."""
-    x = image.astype(np.float32) / 255
-    if rng.random() < config.illumination_share:
-        x *= _ramp(rng, len(x), config.illumination)
-    x = _mix_channels(x, rng, config)
-    x = np.clip(x, 0, 1) ** math.exp(rng.uniform(-config.gamma, config.gamma))
-    gain = math.exp(rng.uniform(-config.contrast, config.contrast))
-    mean = x.mean()
-    x = (x - mean) * gain + mean + rng.uniform(-config.brightness, config.brightness)
-    if rng.random() < config.blur_share:
-        x = cv2.GaussianBlur(x, (0, 0), max(0.1, rng.uniform(0, config.blur_px)))
-    if rng.random() < config.noise_share:
-        x = x + rng.standard_normal(x.shape, np.float32) * rng.uniform(0, config.noise)
-    result = (np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8)
-    if rng.random() < config.jpeg_share:
-        result = _jpeg(result, int(rng.integers(config.jpeg_quality, 96)))
-    if rng.random() < config.missing_share:
-        _remove_corner(result, rng, config.missing)
-    return result
-
-
-def _ramp(rng: Generator, size_px: int, strength: float) -> NDArray[np.float32]:
-    """Brightness that changes linearly across the view, or with the distance from its centre."""
-    axis = np.linspace(-1, 1, size_px, dtype=np.float32)
-    if rng.random() < 0.5:
-        angle = rng.uniform(0, 2 * math.pi)
-        shape = axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle)
-    else:
-        shape = (axis[None, :] ** 2 + axis[:, None] ** 2) - 0.66
-    ramp = 1 + shape * rng.uniform(-strength, strength)
-    return np.asarray(ramp, np.float32)[..., None]
-
-
-def _mix_channels(
-    x: NDArray[np.float32], rng: Generator, config: ViewConfig
-) -> NDArray[np.float32]:
-    choice = rng.random()
-    if (choice := choice - config.gray_share) < 0:
-        weights = np.tile(rng.dirichlet((1, 1, 1)), (3, 1))
-    elif (choice := choice - config.permute_share) < 0:
-        weights = np.eye(3)[rng.permutation(3)]
-    elif choice < config.mix_share:
-        # Rows of sum 1 with small negative parts: NIR and false colour are outside the RGB cone.
-        weights = rng.dirichlet((0.5, 0.5, 0.5), 3) * 1.5 - 0.5 / 3
-    else:
-        return x
-    return np.asarray(x @ weights.T.astype(np.float32))
-
-
-def _jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    _, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-
-
-def _remove_corner(image: NDArray[np.uint8], rng: Generator, largest: float) -> None:
-    """Blank a triangle at a random corner, in place: black or the mean colour."""
-    size = len(image)
-    rows, cols = rng.uniform(0, largest, 2) * 2 * size
-    corners = np.array([[0, 0], [cols, 0], [0, rows]])
-    for axis in (0, 1):
-        if rng.random() < 0.5:
-            corners[:, axis] = size - 1 - corners[:, axis]
-    color = (0, 0, 0) if rng.random() < 0.5 else tuple(image.mean((0, 1)).round().tolist())
-    cv2.fillConvexPoly(image, corners.round().astype(np.int32), color)
