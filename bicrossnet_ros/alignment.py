@@ -10,8 +10,8 @@ import numpy as np
 from bicrossnet_ros.camera import GroundView, apply, clockwise, top_heading_deg
 from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, MapFeatures, extract
-from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.patch import FramePyramid, ground_patch
+from bicrossnet_ros.query_patches import patch_offsets
 from bicrossnet_ros.registration import (
     Expectation,
     Refusal,
@@ -19,7 +19,7 @@ from bicrossnet_ros.registration import (
     coarse_similarity,
     register,
 )
-from bicrossnet_ros.retrieval import Circle, Place, look_alikes
+from bicrossnet_ros.retrieval import Circle, Place, PlaceSearch, look_alikes
 from bicrossnet_ros.types import FloatArray, Reason
 from bicrossnet_ros.uniqueness import count_elsewhere, find_witnesses
 
@@ -35,6 +35,8 @@ CLOSE_MARGIN = 1.2
 # The map has no coarser level for a patch with more pixels than this times `patch_px`: it sees
 # far more ground than there is map, and time and memory would grow with its area.
 MAX_PATCH_FACTOR = 2.0
+# Map tiles that stand for the frame's footprint where the map is asked for its like.
+FOOTPRINT_TILES = 8
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,12 @@ class Query:
         How far the footprint reaches from there.
     gsd_m : float
         Resolution to look at the map with.
+    offsets_m : ndarray of shape (P, 2)
+        Middles of tiles that show the footprint, from the ground point at the image's middle.
     """
 
     features: Features
+    offsets_m: FloatArray
     center_m: FloatArray
     reach_m: float
     gsd_m: float
@@ -92,13 +97,16 @@ class Aligner:
 
     Parameters
     ----------
-    gallery : Gallery
+    search : PlaceSearch
+        Of the gallery.
     config : RegistrationConfig
     """
 
-    def __init__(self, gallery: Gallery, config: RegistrationConfig) -> None:
-        self._gallery = gallery
+    def __init__(self, search: PlaceSearch, config: RegistrationConfig) -> None:
+        self._search = search
+        gallery = search.gallery
         self._manifest = gallery.manifest
+        self._tile_m = gallery.tile_size_m
         self._slack_m = 0.75 * gallery.tile_size_m
         self._config = config
         self._map = MapFeatures(gallery, config)
@@ -106,10 +114,11 @@ class Aligner:
     @property
     def apart_m(self) -> float:
         """Distance between places whose windows share most of their map."""
-        return 0.5 * self._manifest.tile_px * self._manifest.gsd_m
+        return self._slack_m
 
     def query(self, pyramid: FramePyramid, view: GroundView) -> Query | Refusal:
         """Features of everything the frame sees of the ground, if the map has a level for it."""
+        offsets_m = patch_offsets(view, tile_m=self._tile_m, limit=FOOTPRINT_TILES)
         # Features are found whichever way the patch is turned: with the image's top up it has no
         # empty corners, half the pixels of a north-up one at worst.
         turn = clockwise(top_heading_deg(view.rotation))
@@ -138,6 +147,7 @@ class Aligner:
         center = view.center_m
         return Query(
             features=Features(points, found.descriptors),
+            offsets_m=offsets_m,
             center_m=turn[:2, :2] @ center,
             reach_m=float(np.linalg.norm(footprint - center, axis=1).max()),
             gsd_m=gsd_m,
@@ -254,7 +264,8 @@ class Aligner:
         if circle is not None:
             east_m, north_m = circle[0] - registration.origin_m
             near = ((float(east_m), float(north_m)), circle[1])
-        for place in self._rivals(registration.to_map(query.center_m[None])[0], asked, circle):
+        found_m = registration.to_map(query.center_m[None])[0]
+        for place in self._rivals(found_m, query.offsets_m, asked, circle):
             center = np.array([place.east_m, place.north_m])
             around = self._target(query, center, query.reach_m + self._slack_m)
             # Relative to a point nearby: single precision has no room for a northing.
@@ -277,12 +288,17 @@ class Aligner:
         return Alignment(registration, found.place)
 
     def _rivals(
-        self, center_m: FloatArray, asked: list[Place], circle: Circle | None
+        self,
+        center_m: FloatArray,
+        offsets_m: FloatArray,
+        asked: list[Place],
+        circle: Circle | None,
     ) -> list[Place]:
         """What the map takes for the place itself, and what the frame resembled as well."""
         alike = look_alikes(
-            self._gallery,
+            self._search,
             center_m,
+            offsets_m,
             apart_m=self.apart_m,
             count=self._config.rivals,
             circle=circle,

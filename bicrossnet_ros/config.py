@@ -88,7 +88,13 @@ class CameraConfig:
     assumed_agl_m: tuple[float, ...] = parameter(
         (60.0, 85.0, 120.0), 'heights above ground tried when the height is unknown', 1, 10000
     )
-    unknown_headings: int = parameter(12, 'rotations tried when the heading is unknown', 1, 72)
+    unknown_headings: int = parameter(18, 'rotations tried when the heading is unknown', 1, 72)
+    known_headings: int = parameter(
+        3, 'rotations tried around a known heading, which magnets bend; 1: that alone', 1, 15
+    )
+    heading_spread_deg: float = parameter(
+        20.0, 'how far the outermost of those are from the known heading', 0, 90
+    )
     min_agl_m: float = parameter(5.0, 'lowest height above ground that is believed', 0.1, 1000)
     max_agl_m: float = parameter(
         3000.0, 'greatest height above ground that is believed', 10, 20000
@@ -106,6 +112,13 @@ class RetrievalConfig:
     """How the gallery is searched."""
 
     candidates: int = parameter(20, 'tiles taken from the gallery', 1, 500)
+    patches: int = parameter(
+        8,
+        'pieces of the frame, of the size of a tile, that vote for a place; as many as fit are '
+        'taken up to this; 1: one around its middle',
+        1,
+        64,
+    )
     min_similarity: float = parameter(
         0.0, 'best cosine similarity below which there is no fix', -1, 1
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from bicrossnet_ros.camera import (
     GroundView,
     check_agl,
@@ -145,7 +147,13 @@ def check_prior(prior: Prior) -> None:
 
 
 def _headings(attitude: Attitude, config: CameraConfig) -> list[float]:
-    if attitude.heading_deg is not None:
-        return [attitude.heading_deg % 360.0]
-    count = config.unknown_headings
-    return [360.0 * index / count for index in range(count)]
+    """Headings to try, the one that is known first."""
+    if attitude.heading_deg is None:
+        count = config.unknown_headings
+        return [360.0 * index / count for index in range(count)]
+    spread_deg, count = config.heading_spread_deg, config.known_headings
+    offsets = [0.0]
+    if count > 1 and spread_deg > 0:
+        # An even number lacks the middle, the known heading.
+        offsets = sorted(np.linspace(-spread_deg, spread_deg, count).tolist(), key=abs)
+    return [(attitude.heading_deg + offset) % 360.0 for offset in offsets]

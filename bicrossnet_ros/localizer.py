@@ -26,16 +26,18 @@ from bicrossnet_ros.integrity import (
     tile_covariance,
     tilt_covariance,
 )
-from bicrossnet_ros.patch import FramePyramid, ground_patch
+from bicrossnet_ros.patch import FramePyramid
 from bicrossnet_ros.positioning import Position, locate
+from bicrossnet_ros.query_patches import cut_patches
 from bicrossnet_ros.registration import Refusal
 from bicrossnet_ros.retrieval import (
-    TILES_PER_PLACE,
     Circle,
     Place,
+    PlaceSearch,
+    Ranking,
     distinct_places,
     nearest_tile,
-    rank_tiles,
+    places_in,
 )
 from bicrossnet_ros.tile_index import Float32Array
 from bicrossnet_ros.types import (
@@ -79,7 +81,8 @@ class Localizer:
         self.gallery = gallery
         self.encoder = encoder
         self.config = config or LocalizerConfig()
-        self._aligner = Aligner(gallery, self.config.registration)
+        self._search = PlaceSearch(gallery)
+        self._aligner = Aligner(self._search, self.config.registration)
         self._frame_of_map = MapFrame(
             gallery.crs, grid_convergence_deg(gallery.crs, *gallery.origin)
         )
@@ -131,6 +134,7 @@ class _Attempt:
         self._gallery = localizer.gallery
         self._encoder = localizer.encoder
         self._config = localizer.config
+        self._search = localizer._search
         self._aligner = localizer._aligner
         self._frame_of_map = localizer._frame_of_map
         self._map_accuracy_m = localizer._map_accuracy_m
@@ -143,17 +147,17 @@ class _Attempt:
         pyramid = FramePyramid(frame.image)
         circle = self._circle(frame, knowledge)
         ranked = self._rank(pyramid, knowledge, circle)
-        shown = ranked[: self._config.retrieval.candidates]
-        if not ranked:
+        if len(ranked) == 0:
             return no_fix(Refusal(Reason.NO_MAP_HERE, self._no_map_detail(frame)))
+        shown = ranked.matches(self._config.retrieval.candidates)
         lowest = self._config.retrieval.min_similarity
-        if ranked[0].similarity < lowest:
-            detail = f'the best similarity is {ranked[0].similarity:.3f}; {lowest:g} is needed'
+        if shown[0].similarity < lowest:
+            detail = f'the best similarity is {shown[0].similarity:.3f}; {lowest:g} is needed'
             return no_fix(Refusal(Reason.LOW_SIMILARITY, detail), shown)
-        tried = _hypothesis_of(ranked[0], knowledge)
+        tried = knowledge.hypotheses[int(ranked.hypothesis[0])]
         with self._clock.stage('register'):
             if not self._config.registration.enabled:
-                return self._from_tile(ranked, knowledge, tried)
+                return self._from_tile(ranked.matches(), knowledge, tried)
             for guess in _other_heights(tried, knowledge):
                 found = self._register(pyramid, knowledge, guess, ranked, circle)
                 if not isinstance(found, Refusal) or found.reason is Reason.AMBIGUOUS:
@@ -198,32 +202,28 @@ class _Attempt:
         pyramid: FramePyramid,
         knowledge: Knowledge,
         circle: Circle | None,
-    ) -> list[TileMatch]:
+    ) -> Ranking:
         manifest = self._gallery.manifest
-        with self._clock.stage('patch'):
-            patches = [
-                ground_patch(
-                    pyramid,
-                    hypothesis.view,
-                    size_px=(manifest.tile_px, manifest.tile_px),
-                    gsd_m=manifest.gsd_m,
-                ).image
-                for hypothesis in knowledge.hypotheses
-            ]
-        with self._clock.stage('encode'):
-            embeddings = self._encoder.encode(np.stack(patches))
         registration, retrieval = self._config.registration, self._config.retrieval
+        with self._clock.stage('patch'):
+            patches, ballot = cut_patches(
+                pyramid,
+                knowledge.hypotheses,
+                tile_px=manifest.tile_px,
+                gsd_m=manifest.gsd_m,
+                limit=retrieval.patches,
+            )
+        with self._clock.stage('encode'):
+            embeddings = self._encoder.encode(patches)
         places = registration.max_windows + registration.fallback_windows
         # Without registration as well: a lead shows only if tiles elsewhere are among them.
-        count = max(retrieval.candidates, TILES_PER_PLACE * places)
+        each = places_in(self._aligner.apart_m, self._search.grid.stride_m)
         with self._clock.stage('search'):
-            return rank_tiles(
-                self._gallery,
-                embeddings,
-                [(guess.heading_deg, guess.agl_m) for guess in knowledge.hypotheses],
-                count=count,
-                center_m=circle[0] if circle else None,
-                radius_m=circle[1] if circle else None,
+            return self._search.rank(
+                self._gallery.descriptor(embeddings),
+                ballot,
+                count=max(retrieval.candidates, each * places),
+                circle=circle,
             )
 
     def _register(
@@ -231,7 +231,7 @@ class _Attempt:
         pyramid: FramePyramid,
         knowledge: Knowledge,
         tried: Hypothesis,
-        ranked: list[TileMatch],
+        ranked: Ranking,
         circle: Circle | None,
     ) -> tuple[Alignment, Position] | Refusal:
         config = self._config.registration
@@ -312,15 +312,6 @@ class _Attempt:
             inliers=0,
             detail=detail,
         )
-
-
-def _hypothesis_of(match: TileMatch, knowledge: Knowledge) -> Hypothesis:
-    """The hypothesis that made a tile the best."""
-    return next(
-        guess
-        for guess in knowledge.hypotheses
-        if guess.heading_deg == match.heading_deg and guess.agl_m == match.agl_m
-    )
 
 
 def _other_heights(tried: Hypothesis, knowledge: Knowledge) -> list[Hypothesis]:
