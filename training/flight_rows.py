@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ class RowFile:
         partial = self.path.with_suffix('.partial')
         try:
             partial.write_text(text + '\n', encoding='utf-8')
-            os.replace(partial, self.path)
+            partial.replace(self.path)
         except OSError as error:
             raise ConfigError(
                 f'{self.path}: cannot be written ({error.strerror}); choose another --out'
