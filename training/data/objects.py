@@ -57,7 +57,7 @@ def ploughed_fields(image: Image, rng: Generator, strength: float) -> Image:
     image = image.copy()
     side = min(image.shape[:2])
     for _ in range(1 + int(rng.random() < 0.5 * strength)):
-        half = side * rng.uniform(0.1, 0.16 + 0.16 * strength, 2)
+        half = side * rng.uniform(0.12, 0.18 + 0.2 * strength, 2)
         center = rng.uniform(0, 1, 2) * image.shape[1::-1]
         angle = rng.uniform(0, math.pi)
         corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * rng.uniform(0.75, 1.1, (4, 2))
@@ -68,7 +68,7 @@ def ploughed_fields(image: Image, rng: Generator, strength: float) -> Image:
         field = _furrows(rng, spot, angle + rng.choice([0, math.pi / 2]), side)
         area = _cut(image, spot)
         old = cv2.cvtColor(area, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
-        field = field + 0.25 * (old - old.mean())
+        field = field + 0.35 * (old - old.mean())
         _lay(area, field, corners - spot[1::-1], 0.6 + 0.4 * strength)
     return image
 
@@ -101,7 +101,7 @@ Spot = tuple[int, int, int, int]  # first row, first column, rows, columns
 def _spot(image: Image, rng: Generator, strength: float) -> Spot:
     """Choose a spot that holds something: of four at random the one that varies most."""
     side = min(image.shape[:2])
-    height, width = (max(3, round(side * (0.05 + 0.08 * strength * rng.random()))) for _ in '12')
+    height, width = (max(3, round(side * (0.05 + 0.1 * strength * rng.random()))) for _ in '12')
     best, found = -1.0, (0, 0, height, width)
     for row, col in rng.random((4, 2)):
         spot = _inside(
@@ -167,7 +167,10 @@ def _furrows(rng: Generator, spot: Spot, angle: float, side: int) -> NDArray[np.
     y = np.arange(spot[2], dtype=np.float32) * np.float32(math.tau / period * math.sin(angle))
     phase = x + (y + np.float32(rng.uniform(0, math.tau)))[:, None]
     soil = SOILS[rng.integers(len(SOILS))] * np.float32(rng.uniform(0.75, 1.2))
-    return soil + (np.sin(phase) * np.float32(rng.uniform(8, 24)))[..., None]
+    # No two furrows are alike, and the soil has its clods.
+    depth = rng.uniform(5, 15) * np.sin(phase) + 5 * np.sin(0.37 * phase + rng.uniform(0, 6))
+    depth += 5 * rng.standard_normal(phase.shape, np.float32)
+    return np.asarray(soil + depth[..., None], np.float32)
 
 
 def _lay(

@@ -103,6 +103,21 @@ class Shot:
         return _shift(-middle[0], -middle[1]) @ homography
 
 
+def draw_view(rng: np.random.Generator, config: ViewConfig) -> tuple[Shot, Matrix]:
+    """Draw all of a query's geometry, before anything else is drawn from the generator.
+
+    Returns
+    -------
+    shot : Shot
+    ground_from_patch : ndarray of shape (3, 3)
+        Homography from the unit patch to the place, whose middle is (0, 0) and whose sides are 1;
+        the patch's middle lies off by the drawn offset.
+    """
+    shot = draw_shot(rng, config)
+    row, col = rng.uniform(-config.offset, config.offset, 2)
+    return shot, _shift(col, row) @ shot.ground_from_patch
+
+
 def draw_shot(rng: np.random.Generator, config: ViewConfig) -> Shot:
     """Draw a camera, what the product believes of it, and where in the frame the patch lies."""
     fov, aspect, frame_share, height_error = rng.random(4)

@@ -49,9 +49,9 @@ class ViewConfig:
     edge: float = parameter(0.3, 'by how much of their side they do', 0, 0.5)
 
     blur_share: float = parameter(0.25, 'queries out of focus', 0, 1)
-    blur: float = parameter(0.014, 'largest sigma of the blur, share of the side', 0, 0.1)
+    blur: float = parameter(0.01, 'largest sigma of the blur, share of the side', 0, 0.1)
     motion_share: float = parameter(0.15, 'queries blurred by motion', 0, 1)
-    motion: float = parameter(0.06, 'longest smear, share of the side', 0, 0.3)
+    motion: float = parameter(0.04, 'longest smear, share of the side', 0, 0.3)
     noise_share: float = parameter(0.3, 'queries with sensor noise', 0, 1)
     noise: float = parameter(0.06, 'largest sigma of the noise, of full scale', 0, 1)
     vignette_share: float = parameter(0.2, 'queries darker towards the edges of the frame', 0, 1)

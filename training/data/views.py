@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from training.data.perspective import draw_shot, seen
+from training.data.perspective import draw_view, seen
 from training.data.sensor import SENSOR_CHANGES, apply_sensor, fill_unseen
 from training.data.view_config import GEOMETRY_CHANGES
 from training.data.world import WORLD_CHANGES, apply_world
@@ -131,10 +131,7 @@ def drone_view(
     scene: NDArray[np.uint8], place: Place, rng: Generator, *, size_px: int, config: ViewConfig
 ) -> NDArray[np.uint8]:
     """Render a place as the patch of a drone's frame; parameters as of `view_pair`."""
-    shot = draw_shot(rng, config)
-    offset = rng.uniform(-config.offset, config.offset, 2)
-    ground = shot.ground_from_patch
-    ground = np.array([[1, 0, offset[1]], [0, 1, offset[0]], [0, 0, 1]]) @ ground
+    shot, ground = draw_view(rng, config)
     image = look(scene, place, size_px, ground)
     drawn = draw_changes(rng, config)
     image = apply_world(image, rng, drawn)

@@ -27,7 +27,13 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 # What vegetation turns to, as factors on its luma: autumn, straw, evergreen, lush, leafless.
 SEASONS = np.array(
-    [[1.45, 1.0, 0.5], [1.65, 1.45, 0.95], [0.5, 0.62, 0.55], [0.75, 1.3, 0.6], [1.1, 0.95, 0.85]],
+    [
+        [1.3, 0.92, 0.5],
+        [1.35, 1.18, 0.78],
+        [0.5, 0.62, 0.55],
+        [0.8, 1.15, 0.65],
+        [1.05, 0.93, 0.83],
+    ],
     np.float32,
 )
 # Bare ground meanwhile: dry and pale, or wet and dark.
@@ -90,11 +96,11 @@ def tones(image: Image, rng: Generator, strength: float) -> Image:
     mixed = _mix(image, keep * np.eye(3) + (1 - keep) * np.tile(LUMA, (3, 1)))
     steps = rng.standard_normal((6, 4))
     # Positive steps make a rising curve; most of it is shared by the channels.
-    steps = np.exp(strength * (0.7 * steps[:, :1] + 0.3 * steps[:, 1:]))
+    steps = np.exp(strength * (0.6 * steps[:, :1] + 0.3 * steps[:, 1:]))
     curve = np.vstack([np.zeros(3), np.cumsum(steps, axis=0)])
     curve /= curve[-1]
-    dark = 0.15 * strength * rng.random()
-    light = (1 - 0.35 * strength * rng.random()) * (1 - 0.2 * strength * rng.random(3))
+    dark = 0.1 * strength * rng.random()
+    light = (1 - 0.25 * strength * rng.random()) * (1 - 0.2 * strength * rng.random(3))
     table = dark + (light - dark) * curve
     levels, knots = np.arange(256), np.linspace(0, 255, 7)
     lut = np.stack([np.interp(levels, knots, table[:, k]) for k in range(3)], axis=-1)
@@ -120,7 +126,7 @@ def vegetation(image: Image) -> Field:
     weights = np.array([[-1, 2, -1], [1, 1, 1]], np.float32)
     excess, total = cv2.split(cv2.transform(image.astype(np.float32), weights))
     total += 30  # dark pixels have no reliable colour
-    return _smoothstep(excess / total, -0.02, 0.12)
+    return _smoothstep(excess / total, 0.0, 0.15)
 
 
 def infrared(image: Image, rng: Generator, strength: float) -> Image:
@@ -154,19 +160,19 @@ def haze(image: Image, rng: Generator, strength: float) -> Image:
     ----------
     Koschmieder 1924: seen = ground t + airlight (1 - t).
     """
-    density = strength * rng.uniform(0.6, 0.85)
+    density = strength * rng.uniform(0.45, 0.7)
     veil = density * (1 + 0.2 * _noise(rng, image.shape, cells=2))
     airlight = rng.uniform(0.75, 0.98) * np.array([0.93, 0.97, 1.0]) * 255
-    return _blend(image, np.broadcast_to(airlight, (1, 1, 3)), np.clip(veil, 0, 0.92))
+    return _blend(image, np.broadcast_to(airlight, (1, 1, 3)), np.clip(veil, 0, 0.85))
 
 
 def clouds(image: Image, rng: Generator, strength: float) -> Image:
     """Cast the soft shadows of clouds."""
     cover = _noise(rng, image.shape, cells=3)
     edge = rng.uniform(-0.4, 0.5)
-    shade = _smoothstep(cover, edge, edge + rng.uniform(0.2, 0.8))
+    shade = _smoothstep(cover, edge, edge + rng.uniform(0.5, 1.5))
     # In the shade the sky is the lamp, and it is blue.
-    dark = 1 - strength * np.array([0.7, 0.66, 0.6])
+    dark = 1 - strength * np.array([0.62, 0.57, 0.48])
     return _blend(image, _mix(image, np.diag(dark)), shade)
 
 
@@ -183,14 +189,14 @@ def shadows(image: Image, rng: Generator, strength: float) -> Image:
             radius = side * rng.uniform(0.02, 0.05)
             outline = center + radius * _unit(np.linspace(0, math.tau, 12, endpoint=False))
         else:
-            half = side * rng.uniform(0.03, 0.11, 2)
+            half = side * rng.uniform(0.02, 0.08, 2)
             axes = np.stack([_unit(grid), _unit(grid + math.pi / 2)]) * half[:, None]
             outline = center + np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ axes
         both = np.vstack([outline, outline + sun * rng.uniform(0.6, 1.3)])
         cv2.fillConvexPoly(mask, cv2.convexHull(_fixed(both)), 255, cv2.LINE_AA, SHIFT)
         # What casts the shadow stands in the sun.
         cv2.fillConvexPoly(mask, _fixed(outline), 0, cv2.LINE_AA, SHIFT)
-    dark = 1 - strength * np.array([0.76, 0.72, 0.64])
+    dark = 1 - strength * np.array([0.78, 0.72, 0.6])
     return _blend(image, _mix(image, np.diag(dark)), mask.astype(np.float32) / 255)
 
 
@@ -212,14 +218,14 @@ def snow(image: Image, rng: Generator, strength: float) -> Image:
     """Bleach open ground as snow does; what is dark (trees, water, roads) comes through."""
     luma = cv2.transform(image, LUMA[None])
     mean, spread = (float(value[0, 0]) for value in cv2.meanStdDev(luma))
-    smooth = cv2.GaussianBlur(luma, (0, 0), 0.008 * min(luma.shape) + 0.3).astype(np.float32)
+    smooth = cv2.GaussianBlur(luma, (0, 0), 0.003 * min(luma.shape) + 0.3).astype(np.float32)
     open_ground = (smooth - mean) * np.float32(1 / (spread + 12))
-    open_ground += 0.5 * _noise(rng, image.shape, cells=4)
-    edge = 1.1 - 2.2 * strength
-    cover = _smoothstep(open_ground, edge - 0.5, edge + 0.5)
-    light = rng.uniform(0.9, 1.05) * np.array([[176], [183], [192]])
-    white = cv2.transform(image, np.hstack([np.tile(0.3 * LUMA, (3, 1)), light]))
-    return _blend(image, white, cover * np.float32(0.5 + 0.5 * strength))
+    open_ground += 0.4 * _noise(rng, image.shape, cells=6)
+    edge = 1.0 - 1.6 * strength
+    cover = _smoothstep(open_ground, edge - 0.35, edge + 0.35) * _smoothstep(smooth, 20, 55)
+    light = rng.uniform(0.9, 1.05) * np.array([[138], [144], [152]])
+    white = cv2.transform(image, np.hstack([np.tile(0.45 * LUMA, (3, 1)), light]))
+    return _blend(image, white, cover * np.float32(0.4 + 0.5 * strength))
 
 
 # Ground first, then what lies on it, then light and air, then the camera's channels.
@@ -267,7 +273,7 @@ def _noise(rng: Generator, shape: tuple[int, ...], *, cells: int) -> Field:
         part = rng.standard_normal(count, np.float32)
         part *= np.float32(0.55**octave)
         total += cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(cv2.resize(total, shape[1::-1], interpolation=cv2.INTER_LINEAR))
+    return np.asarray(cv2.resize(total, shape[1::-1], interpolation=cv2.INTER_CUBIC))
 
 
 def _smoothstep(values: Field, low: float, high: float) -> Field:
