@@ -11,7 +11,7 @@ from test_training_views import STILL
 from bicrossnet_ros.errors import ConfigError, ImageError
 from training.config import ViewConfig
 from training.config_files import config_from_dict
-from training.data import maps
+from training.data import scene_array
 from training.data.maps import MapsSource, Scenes, make_sources, open_maps
 from training.data.scenes import central_square, read_scene
 
@@ -196,7 +196,7 @@ def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
     few = write_images(tmp_path / 'few', 1)
     with pytest.raises(ConfigError, match='0 to train on and 1 to hold out'):
         make_sources(with_data(holdout=4), few)
-    monkeypatch.setattr(maps, 'MEMORY_LIMIT_BYTES', 64 * 64 * 3)
+    monkeypatch.setattr(scene_array, 'MEMORY_LIMIT_BYTES', 64 * 64 * 3)
     assert len(open_maps(few, with_data().data).names) == 1
     write_images(few, 2)
     with pytest.raises(ConfigError, match=r'2 scenes of 64 px take .* lower data\.scene_px'):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from bicrossnet_ros.errors import ConfigError, ImageError
 from bicrossnet_ros.preprocess import Preprocessing
 from training.config import DataConfig
-from training.data.places import Image, PairSource
+from training.data.places import GroundSource, Image, PairSource
 from training.data.samplers import ANY_VIEW, epoch_order, steps_per_epoch
 from training.data.workers import alive
 
@@ -48,6 +48,9 @@ class Batch:
         others stand in for them.
     problems : tuple of str
         What could not be decoded, also where another image of the place took its part.
+    ground : Tensor of float64, shape (N, 7), or None
+        Where the places lie, in the columns of `training.data.near_misses.Ground`; None where no
+        two of them overlap.
     """
 
     satellite: Tensor
@@ -55,6 +58,7 @@ class Batch:
     labels: Tensor
     skipped: int
     problems: tuple[str, ...] = ()
+    ground: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which a GPU copies while it computes."""
@@ -64,6 +68,7 @@ class Batch:
             self.labels.pin_memory(),
             self.skipped,
             self.problems,
+            None if self.ground is None else self.ground.pin_memory(),
         )
 
 
@@ -212,7 +217,15 @@ class _Steps(Dataset[Batch | ImageError]):
         satellite, drone = (
             torch.from_numpy(np.stack(views)) for views in zip(*pairs.values(), strict=True)
         )
-        return Batch(satellite, drone, torch.tensor(list(pairs)), skipped, tuple(problems))
+        labels = torch.tensor(list(pairs))
+        return Batch(satellite, drone, labels, skipped, tuple(problems), self._ground(pairs, key))
+
+    def _ground(self, places: Iterable[int], key: tuple[int, ...]) -> Tensor | None:
+        if not isinstance(self.source, GroundSource):
+            return None
+        grounds = [self.source.ground(place, key=key) for place in places]
+        known = [astuple(ground) for ground in grounds if ground is not None]
+        return torch.tensor(known, dtype=torch.float64) if known else None
 
     def _rows(self, order: NDArray[np.int64], rank: int) -> list[tuple[int, int]]:
         """Return the places and views of a process in a global batch."""

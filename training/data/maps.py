@@ -1,12 +1,13 @@
 """Pairs made from maps alone: the source `maps`, for places of which no drone images exist.
 
-A scene is a square of ground. One place, or two side by side, are taken from it; each is rendered
-as a map tile and as a simulated drone view (`training.data.views`). Where in the scene a place
-lies is drawn anew in every epoch, so the places of one scene are no classes to be learnt by heart:
-losses on classes need ``data.places_per_scene: 1`` (the class is the scene), retrieval losses
-profit from 2 (the neighbour is the hardest negative there is). A place takes up
-``views.min_side`` to ``views.max_side`` of its scene, so views are sharp from a ``scene_px`` of
-about twice ``input_px``.
+A scene is a square of ground. One place, two side by side, or three or four that nearly show the
+same (`training.data.near_misses`) are taken from it; each is rendered as a map tile and as a
+simulated drone view (`training.data.views`). Where in the scene a place lies is drawn anew in
+every epoch, so the places of one scene are no classes to be learnt by heart: losses on classes
+need ``data.places_per_scene: 1`` (the class is the scene), retrieval losses profit from more (the
+neighbour is the hardest negative there is). A place takes up ``views.min_side`` to
+``views.max_side`` of its scene, so views are sharp from a ``scene_px`` of about twice
+``input_px``.
 
 Scenes of one raster do not overlap, so none that is held out is trained on; where files overlap
 each other, merge them first (gdal_merge, gdalwarp).
@@ -14,50 +15,26 @@ each other, merge them first (gdal_merge, gdalwarp).
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bicrossnet_ros.errors import ConfigError, ImageError
-from training.config import DataConfig, TrainConfig, ViewConfig
-from training.data.rasters import MISSING_LIMIT, SUFFIXES, RasterGrid, raster_grid
-from training.data.scenes import list_scenes, read_scene
-from training.data.views import sample_places, view_pair
-from training.progress import counted
+from bicrossnet_ros.errors import ConfigError
+from training.config import TrainConfig, ViewConfig
+from training.data.near_misses import Ground, ground_of, near_places
+from training.data.scene_array import Scenes as Scenes
+from training.data.scene_array import open_maps as open_maps
+from training.data.scene_array import open_split
+from training.data.views import Place, sample_places, view_pair
+from training.splits import TRAIN, VALIDATION
 
-MEMORY_LIMIT_BYTES = 8 * 2**30
-
-# A scene as it is read: its name, and its pixels or why there are none.
-UNREADABLE, GAPS, SMALL = 'unreadable', 'with gaps in the imagery', 'smaller than a scene'
-Read = tuple[str, NDArray[np.uint8] | str]
+# So many places of a scene lie apart; more are near misses.
+DISJOINT_PLACES = 2
 
 # Random streams of a scene. None is 0: numpy seeds (a, b) and (a, b, 0) alike.
 _PLACEMENT, _FIRST_VIEW = 1, 2
-
-
-@dataclass(frozen=True, eq=False)
-class Scenes:
-    """Scenes in memory.
-
-    Parameters
-    ----------
-    names : tuple of str
-        One for each scene, in the order of the listing.
-    images : ndarray of uint8, shape (N, scene_px, scene_px, 3)
-        RGB.
-    positions : tuple of int
-        Position of each scene in the listing, the skipped ones counted: what the split goes by,
-        so that a file that turns bad moves no other scene from one side to the other.
-    """
-
-    names: tuple[str, ...]
-    images: NDArray[np.uint8]
-    positions: tuple[int, ...]
 
 
 class MapsSource:
@@ -69,8 +46,8 @@ class MapsSource:
     chosen : sequence of int
         The scenes of this source, rows of ``scenes.images``.
     places_per_scene : int
-        1 or 2. With 2, places 2k and 2k + 1 are the halves of one placement in scene k and belong
-        in one batch (`group`).
+        1 to 4. With n, places n k to n k + n - 1 are of one placement in scene k and belong in one
+        batch (`group`).
     input_px : int
         Side of the views.
     views : ViewConfig
@@ -100,8 +77,8 @@ class MapsSource:
         self._input_px = input_px
         self._config = views
         self.group = places_per_scene
-        halves = ('',) if places_per_scene == 1 else (' a', ' b')
-        self.names = tuple(scenes.names[row] + half for row in self._chosen for half in halves)
+        parts = ('',) if places_per_scene == 1 else (' a', ' b', ' c', ' d')[:places_per_scene]
+        self.names = tuple(scenes.names[row] + part for row in self._chosen for part in parts)
         self.views = (1,) * len(self.names)
 
     def sample(
@@ -125,46 +102,51 @@ class MapsSource:
         """
         if view not in (None, 0):
             raise IndexError(f'view {view}: a place of a map has one view, 0')
-        scene, half = divmod(place, self.group)
-        placement = np.random.default_rng((*key, scene, _PLACEMENT))
-        places = sample_places(
-            placement, scene_px=self._images.shape[1], places=self.group, config=self._config
-        )
+        scene, part = divmod(place, self.group)
         return view_pair(
             self._images[self._chosen[scene]],
-            places[half],
-            np.random.default_rng((*key, scene, _FIRST_VIEW + half)),
+            self._place(scene, part, key),
+            np.random.default_rng((*key, scene, _FIRST_VIEW + part)),
             size_px=self._input_px,
             config=self._config,
         )
+
+    def ground(self, place: int, *, key: tuple[int, ...]) -> Ground | None:
+        """Tell where the two views of `sample` lie; None where no two places overlap."""
+        if self.group <= DISJOINT_PLACES:
+            return None
+        scene, part = divmod(place, self.group)
+        rng = np.random.default_rng((*key, scene, _FIRST_VIEW + part))
+        return ground_of(scene, self._place(scene, part, key), rng, config=self._config)
+
+    def _place(self, scene: int, part: int, key: tuple[int, ...]) -> Place:
+        draw = near_places if self.group > DISJOINT_PLACES else sample_places
+        places = draw(
+            np.random.default_rng((*key, scene, _PLACEMENT)),
+            scene_px=self._images.shape[1],
+            places=self.group,
+            config=self._config,
+        )
+        return places[part]
 
 
 def make_sources(config: TrainConfig, root: Path) -> tuple[MapsSource, MapsSource | None]:
     """Load the scenes below a folder: the source to train on and the one held out.
 
-    Every ``data.holdout``-th scene is held out, from the first; None if that is 0.
+    The file ``data.split`` says which is which; without one every ``data.holdout``-th scene is
+    held out, from the first; None if that is 0.
 
     Raises
     ------
     ConfigError
-        If there is no scene, too few for the split or too many for the memory.
+        If there is no scene, too few for the split or too many for the memory, or the split
+        cannot be used.
     ImageError
         If an image cannot be read and ``data.unreadable`` is 'fail'.
     """
     data = config.data
-    scenes = open_maps(root, data)
-    held_out = [
-        row for row, at in enumerate(scenes.positions) if data.holdout and at % data.holdout == 0
-    ]
-    training = sorted(set(range(len(scenes.names))) - set(held_out))
-    if not training or (data.holdout and not held_out):
-        raise ConfigError(
-            f'{root}: {len(scenes.names)} scene(s) leave {len(training)} to train on and '
-            f'{len(held_out)} to hold out; expected some of both: add images or set data.holdout '
-            f'(now {data.holdout}) to 0'
-        )
 
-    def source(chosen: list[int]) -> MapsSource:
+    def source(scenes: Scenes, chosen: Sequence[int]) -> MapsSource:
         return MapsSource(
             scenes,
             chosen,
@@ -173,112 +155,25 @@ def make_sources(config: TrainConfig, root: Path) -> tuple[MapsSource, MapsSourc
             views=data.views,
         )
 
-    return source(training), source(held_out) if held_out else None
+    if data.split:
+        sides = open_split(root, data, sides=(TRAIN, VALIDATION))
+        training, validation = sides[TRAIN], sides[VALIDATION]
+        return source(training, range(len(training.names))), source(
+            validation, range(len(validation.names))
+        )
+    scenes = open_maps(root, data)
+    chosen, held_out = _every_nth(scenes, root, data.holdout)
+    return source(scenes, chosen), source(scenes, held_out) if held_out else None
 
 
-def open_maps(root: Path, data: DataConfig) -> Scenes:
-    """Read every scene below a folder into memory; see `make_sources` for the errors."""
-    if not root.is_dir():
-        raise ConfigError(f'{root}: no such folder; name the folder of the aerial images')
-    if data.scene_m:
-        return _load(*_read_rasters(root, data), root, data)
-    paths = list_scenes(root)
-    return _load(_read_images(paths, root, data), len(paths), root, data)
-
-
-def _read_images(paths: list[Path], root: Path, data: DataConfig) -> Iterator[Read]:
-    for path in paths:
-        name = path.relative_to(root).as_posix()
-        try:
-            yield name, read_scene(path, scene_px=data.scene_px)
-        except ImageError:
-            if data.unreadable == 'fail':
-                raise
-            yield name, UNREADABLE
-
-
-def _read_rasters(root: Path, data: DataConfig) -> tuple[Iterator[Read], int]:
-    """Return the squares of all rasters as they are read, and how many there are at most."""
-    bad: list[Read] = []
-    grids: list[RasterGrid] = []
-    for path in list_scenes(root, suffixes=SUFFIXES):
-        name = path.relative_to(root).as_posix()
-        try:
-            grid = raster_grid(path, side_m=data.scene_m, side_px=data.scene_px)
-        except ImageError:
-            if data.unreadable == 'fail':
-                raise
-            bad.append((name, UNREADABLE))
-            continue
-        if grid.rows and grid.cols:
-            grids.append(grid)
-        else:
-            bad.append((name, SMALL))
-
-    def read() -> Iterator[Read]:
-        yield from bad
-        for grid in grids:
-            yield from _read_grid(grid, root, data)
-
-    return read(), sum(grid.rows * grid.cols for grid in grids)
-
-
-def _read_grid(grid: RasterGrid, root: Path, data: DataConfig) -> Iterator[Read]:
-    name = grid.path.relative_to(root).as_posix()
-    try:
-        for row, col, image, missing in grid.read():
-            yield f'{name} {row:04d} {col:04d}', GAPS if missing > MISSING_LIMIT else image
-    except ImageError:
-        if data.unreadable == 'fail':
-            raise
-        yield f'{name} (its rest)', UNREADABLE
-
-
-def _load(scenes: Iterator[Read], most: int, root: Path, data: DataConfig) -> Scenes:
-    """Collect at most `most` scenes in one array."""
-    size = (most, data.scene_px, data.scene_px, 3)
-    needed_bytes = math.prod(size)
-    if needed_bytes > MEMORY_LIMIT_BYTES:
+def _every_nth(scenes: Scenes, root: Path, holdout: int) -> tuple[list[int], list[int]]:
+    """Rows to train on and rows to hold out."""
+    held_out = [row for row, at in enumerate(scenes.positions) if holdout and at % holdout == 0]
+    training = sorted(set(range(len(scenes.names))) - set(held_out))
+    if not training or (holdout and not held_out):
         raise ConfigError(
-            f'{root}: {most} scenes of {data.scene_px} px take {needed_bytes / 2**30:.1f} GiB of '
-            f'memory; expected at most {MEMORY_LIMIT_BYTES / 2**30:g} GiB: lower data.scene_px or '
-            'train on fewer images'
+            f'{root}: {len(scenes.names)} scene(s) leave {len(training)} to train on and '
+            f'{len(held_out)} to hold out; expected some of both: add images or set data.holdout '
+            f'(now {holdout}) to 0'
         )
-    images = np.empty(size, np.uint8)
-    names: list[str] = []
-    positions: list[int] = []
-    without: dict[str, list[str]] = {}
-    position = 0
-    for name, image in counted(scenes, 'loading scenes', most):
-        if isinstance(image, str):
-            without.setdefault(image, []).append(name)
-            position += image == UNREADABLE
-            continue
-        images[len(names)] = image
-        names.append(name)
-        positions.append(position)
-        position += 1
-    _tell(without, root, data, found=len(names))
-    return Scenes(tuple(names), images[: len(names)], tuple(positions))
-
-
-def _tell(without: dict[str, list[str]], root: Path, data: DataConfig, *, found: int) -> None:
-    """Say on standard error what was left out.
-
-    Raises
-    ------
-    ConfigError
-        If nothing is left.
-    """
-    parts = [f'{len(names)} {why} (first: {names[0]})' for why, names in without.items()]
-    if parts:
-        print(f'{root}: {found} scenes; left out: {", ".join(parts)}', file=sys.stderr)
-    if found:
-        return
-    remedy = 'add images that can be decoded'
-    if data.scene_m:
-        remedy += (
-            f', or set data.scene_m (now {data.scene_m:g} m) to less than the smaller side of the '
-            'rasters and their gaps'
-        )
-    raise ConfigError(f'{root}: no usable scene; left out: {", ".join(parts)}; {remedy}')
+    return training, held_out

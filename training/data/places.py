@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from training.data.near_misses import Ground
 
 Image = NDArray[np.uint8]
 # The images of every place, by the name of its folder, sorted.
@@ -53,6 +56,18 @@ class PairSource(Protocol):
         ------
         ImageError
             If one of the two images cannot be decoded.
+        """
+        ...
+
+
+@runtime_checkable
+class GroundSource(PairSource, Protocol):
+    """Places of which it is known where they lie, so that one knows which overlap."""
+
+    def ground(self, place: int, *, key: tuple[int, ...]) -> Ground | None:
+        """Tell where the two views lie that `sample` returns for this key.
+
+        None if no two places of the source have any ground in common.
         """
         ...
 
