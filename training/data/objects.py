@@ -17,12 +17,12 @@ Generator = np.random.Generator
 
 # Ploughed, dry and wet soils, stubble, young crops; RGB.
 SOILS = np.array(
-    [[120, 92, 66], [150, 122, 92], [92, 72, 56], [178, 158, 120], [104, 122, 70], [128, 84, 62]],
+    [[116, 94, 72], [146, 124, 100], [88, 72, 60], [174, 158, 126], [98, 112, 72], [122, 90, 74]],
     np.float32,
 )
 # Clay tiles, slate, metal, tar, bright membrane, painted steel; RGB.
 ROOFS = np.array(
-    [[158, 86, 62], [92, 96, 104], [176, 182, 188], [62, 60, 60], [228, 226, 220], [84, 110, 148]],
+    [[150, 92, 72], [92, 96, 104], [176, 182, 188], [62, 60, 60], [228, 226, 220], [96, 112, 138]],
     np.float32,
 )
 # Furrows of fewer pixels would alias to a pattern that no field has.
@@ -53,12 +53,12 @@ def missing_objects(image: Image, rng: Generator, strength: float) -> Image:
 
 
 def ploughed_fields(image: Image, rng: Generator, strength: float) -> Image:
-    """Plough one field or two: soil with furrows, what grew there just showing through."""
+    """Plough one field or two where the ground is even; what grew there just shows through."""
     image = image.copy()
     side = min(image.shape[:2])
     for _ in range(1 + int(rng.random() < 0.5 * strength)):
         half = side * rng.uniform(0.12, 0.18 + 0.2 * strength, 2)
-        center = rng.uniform(0, 1, 2) * image.shape[1::-1]
+        center = _even_ground(image, rng, half)
         angle = rng.uniform(0, math.pi)
         corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * rng.uniform(0.75, 1.1, (4, 2))
         corners = center + corners * half @ _turn(angle)
@@ -111,6 +111,17 @@ def _spot(image: Image, rng: Generator, strength: float) -> Spot:
         if spread > best:
             best, found = spread, spot
     return found
+
+
+def _even_ground(image: Image, rng: Generator, half: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Choose a centre (x, y) for a field: of four at random that with the least on it."""
+    width, height = (max(2, int(length)) for length in half)
+    centers = rng.random((4, 2)) * image.shape[1::-1]
+    spreads = []
+    for x, y in centers.astype(int).tolist():
+        spot = _inside(image, y - height // 2, x - width // 2, height, width)
+        spreads.append(cv2.meanStdDev(_cut(image, spot))[1].sum())
+    return np.asarray(centers[int(np.argmin(spreads))])
 
 
 def _inside(image: Image, row: int, col: int, height: int, width: int) -> Spot:

@@ -156,5 +156,6 @@ def fill_unseen(image: Image, mask: NDArray[np.bool_] | None) -> Image:
     bicrossnet_ros.patch.ground_patch : where the product does the same.
     """
     if mask is not None and mask.any() and not mask.all():
-        image[~mask] = np.rint(image[mask].mean(axis=0)).astype(np.uint8)
+        color = cv2.mean(image, mask.view(np.uint8))[:3]
+        np.copyto(image, np.rint(color).astype(np.uint8), where=~mask[..., None])
     return image
