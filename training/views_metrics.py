@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.flight_rows import wilson_interval
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NORMAL_95 = 1.959963984540054  # of the standard normal distribution, 2.5 % lie above
 QUERY_BLOCK = 256
 RANKS = (1, 5)
 
@@ -75,38 +75,8 @@ def _rank(
     return ranks, best_wrong, best_right, to_wrong[rows, best_wrong], limit
 
 
-def wilson(hits: int, count: int, *, z: float = NORMAL_95) -> tuple[float, float]:
-    """Interval of a share that was found `hits` times in `count`: 95 % by default.
-
-    Parameters
-    ----------
-    hits, count : int
-        0 <= hits <= count.
-    z : float
-        Quantile of the standard normal distribution.
-
-    Returns
-    -------
-    low, high : float
-        0 to 1; (0, 1) for a count of 0.
-
-    References
-    ----------
-    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
-    """
-    if not 0 <= hits <= count:
-        raise ValueError(f'{hits} hits of {count}; expected 0 <= hits <= count')
-    if not count:
-        return 0.0, 1.0
-    share = hits / count
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    low, high = ((middle + sign * half) / (1 + z * z / count) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
-
-
 def figures(ranks: NDArray[np.int64]) -> dict[str, Any]:
-    """Summarise ranks: ``queries``, and for 1 and 5 ``recall_at_k`` with its interval.
+    """Summarise the ranks of one query or more: recall with its interval.
 
     Returns
     -------
@@ -118,7 +88,7 @@ def figures(ranks: NDArray[np.int64]) -> dict[str, Any]:
     for k in RANKS:
         hits = int((ranks < k).sum())
         row[f'recall_at_{k}'] = hits / max(1, len(ranks))
-        row[f'interval_at_{k}'] = list(wilson(hits, len(ranks)))
+        row[f'interval_at_{k}'] = list(wilson_interval(hits, len(ranks)))
     return row
 
 
