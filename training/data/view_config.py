@@ -87,6 +87,9 @@ class ViewConfig:
     busyness: float = parameter(
         1.0, '1: most queries get few effects and some get many; 0: all alike', 0, 1
     )
+    false_color_share: float = parameter(
+        0.2, 'places that map and camera alike see in false colour, through one channel mix', 0, 1
+    )
     map_views: str = choice(
         'mild',
         'clean: the tile is the imagery itself; mild: a little light, blur, noise and JPEG; '
@@ -130,6 +133,7 @@ def only(*effects: str, config: ViewConfig | None = None) -> ViewConfig:
     if unknown := set(effects) - set(known):
         raise ConfigError(f'no such effect: {sorted(unknown)}; expected some of {known}')
     changes: dict[str, Any] = {f'{name}_share': float(name in effects) for name in switches()}
+    changes['false_color_share'] = 0.0
     off: dict[str, tuple[tuple[str, float], ...]] = {
         'tilt': (('tilt_deg', 0.0), ('attitude_error_deg', 0.0), ('full_tilt_share', 0.0)),
         'heading': (('heading_error_deg', 0.0),),

@@ -19,7 +19,7 @@ import numpy as np
 from training.data.perspective import draw_view, seen
 from training.data.sensor import SENSOR_CHANGES, apply_sensor, fill_unseen
 from training.data.view_config import GEOMETRY_CHANGES
-from training.data.world import WORLD_CHANGES, apply_world
+from training.data.world import WORLD_CHANGES, apply_world, change_world
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,8 +113,13 @@ def view_pair(
     -------
     tile, query : ndarray of uint8, shape (size_px, size_px, 3)
     """
+    # From a stream of its own: what else is drawn tells `near_misses` where the query lies.
+    sensor = rng.spawn(1)[0]
+    if sensor.random() < config.false_color_share:
+        scene = change_world(scene, sensor, kinds=('infrared',), strength=config.infrared)
     tile = look(scene, place, size_px)
-    query = drone_view(scene, place, rng, size_px=size_px, config=config)
+    # A stream of its own: `training.data.near_misses` draws the query's geometry from it again.
+    query = drone_view(scene, place, rng.spawn(1)[0], size_px=size_px, config=config)
     return map_view(tile, rng, config), query
 
 
