@@ -146,7 +146,10 @@ class _Attempt:
         )
         pyramid = FramePyramid(frame.image)
         circle = self._circle(frame, knowledge)
-        ranked = self._rank(pyramid, knowledge, circle)
+        ranked = self._rank(pyramid, knowledge, circle, patches=self._config.retrieval.patches)
+        if len(ranked) == 0:
+            # A map so small that it lies between the patches.
+            ranked = self._rank(pyramid, knowledge, circle, patches=1)
         if len(ranked) == 0:
             return no_fix(Refusal(Reason.NO_MAP_HERE, self._no_map_detail(frame)))
         shown = ranked.matches(self._config.retrieval.candidates)
@@ -202,19 +205,21 @@ class _Attempt:
         pyramid: FramePyramid,
         knowledge: Knowledge,
         circle: Circle | None,
+        *,
+        patches: int,
     ) -> Ranking:
         manifest = self._gallery.manifest
         registration, retrieval = self._config.registration, self._config.retrieval
         with self._clock.stage('patch'):
-            patches, ballot = cut_patches(
+            images, ballot = cut_patches(
                 pyramid,
                 knowledge.hypotheses,
                 tile_px=manifest.tile_px,
                 gsd_m=manifest.gsd_m,
-                limit=retrieval.patches,
+                limit=patches,
             )
         with self._clock.stage('encode'):
-            embeddings = self._encoder.encode(patches)
+            embeddings = self._encoder.encode(images)
         places = registration.max_windows + registration.fallback_windows
         # Without registration as well: a lead shows only if tiles elsewhere are among them.
         each = places_in(self._aligner.apart_m, self._search.grid.stride_m)

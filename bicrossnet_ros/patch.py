@@ -125,14 +125,17 @@ def ground_patch(
         image, mask = _warp_lens(shrunk, view.intrinsics, frame_from_patch, scale, size_px)
     else:
         image, mask = _warp_flat(shrunk, scale @ frame_from_patch, size_px)
-    mask &= _near_enough(to_ground, size_px, view.agl_m * math.tan(math.radians(MAX_RAY_DEG)))
-    # The sign of w tells the ground in front of the camera from its mirror image behind.
-    cols, rows = np.arange(size_px[1]), np.arange(size_px[0])[:, None]
-    mask &= (
-        frame_from_patch[2, 0] * cols + frame_from_patch[2, 1] * rows + frame_from_patch[2, 2] > 0
-    )
-    if mask.any() and not mask.all():
-        image[~mask] = np.rint(image[mask].mean(axis=0)).astype(np.uint8)
+    limit_m = view.agl_m * math.tan(math.radians(MAX_RAY_DEG))
+    if not _sees_all(frame_from_patch, to_ground, size_px, limit_m):
+        mask &= _near_enough(to_ground, size_px, limit_m)
+        # The sign of w tells the ground in front of the camera from its mirror image behind.
+        cols, rows = np.arange(size_px[1]), np.arange(size_px[0])[:, None]
+        w = frame_from_patch[2]
+        mask &= w[0] * cols + w[1] * rows + w[2] > 0
+    share = cv2.countNonZero(mask.view(np.uint8))
+    if 0 < share < mask.size:
+        seen = cv2.mean(image, mask.view(np.uint8))[:3]
+        np.copyto(image, np.rint(seen).astype(np.uint8), where=~mask[:, :, None])
     return GroundPatch(image, mask, gsd_m, west_m, north_m, frame_from_patch)
 
 
@@ -168,6 +171,17 @@ def _warp_lens(
     maps = np.clip(np.nan_to_num(real), -1e4, 1e5).astype(np.float32)
     out = cv2.remap(image, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(out, np.uint8), np.asarray(inside)
+
+
+def _sees_all(
+    frame_from_patch: FloatArray, to_ground: FloatArray, size_px: tuple[int, int], limit_m: float
+) -> bool:
+    """Whether all corners lie in front of the camera and near enough; then everything does."""
+    right, bottom = size_px[1] - 1.0, size_px[0] - 1.0
+    corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]], np.float64)
+    ground = corners @ to_ground[:2].T
+    near = (ground**2).sum(axis=1) <= limit_m**2
+    return bool((near & (corners @ frame_from_patch[2] > 0)).all())
 
 
 def _near_enough(to_ground: FloatArray, size_px: tuple[int, int], limit_m: float) -> MaskArray:

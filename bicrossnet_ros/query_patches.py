@@ -25,6 +25,9 @@ from bicrossnet_ros.types import FloatArray, ImageArray
 STEP = 0.5
 # Ground seen more slantingly than this is a smear at the resolution of the map.
 MAX_SLANT_DEG = 60.0
+# Patches lie at most so many tiles from the middle, east and north of the frame: an error of 10 deg
+# in heading or 15 % in height then moves them by a quarter of a tile.
+MAX_OFFSET = 1.5
 # A patch that sees less ground than this says more about its edge than about the ground.
 MIN_SHARE = 0.4
 
@@ -135,7 +138,8 @@ def patch_offsets(view: GroundView, *, tile_m: float, limit: int) -> FloatArray:
     far = np.linalg.norm(footprint, axis=1) / (view.agl_m * math.tan(math.radians(MAX_SLANT_DEG)))
     footprint = footprint / np.maximum(far, 1.0)[:, None]
     ground = (footprint - view.center_m) @ axes.T
-    low, high = ground.min(axis=0), ground.max(axis=0)
+    reach_m = (MAX_OFFSET + 0.5) * tile_m
+    low, high = np.clip((ground.min(axis=0), ground.max(axis=0)), -reach_m, reach_m)
     columns, rows = _counts(high - low - tile_m, tile_m=tile_m, limit=limit)
     if columns * rows == 1:
         return np.zeros((1, 2))
