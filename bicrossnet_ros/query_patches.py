@@ -25,7 +25,7 @@ from bicrossnet_ros.types import FloatArray, ImageArray
 STEP = 0.5
 # Ground seen more slantingly than this is a smear at the resolution of the map.
 MAX_SLANT_DEG = 60.0
-# Patches lie at most so many tiles from the middle, east and north of the frame: an error of 10 deg
+# Patches lie at most so many tiles from the middle, along each axis: an error of 10 deg
 # in heading or 15 % in height then moves them by a quarter of a tile.
 MAX_OFFSET = 1.5
 # A patch that sees less ground than this says more about its edge than about the ground.
