@@ -7,6 +7,7 @@ side. Only the changed spots are touched, so the cost hardly grows with the imag
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -155,10 +156,16 @@ def _close(image: Image, spot: Spot, rng: Generator) -> None:
 def _paste(image: Image, content: Image, spot: Spot) -> None:
     """Blend content into an oval of the spot."""
     area = _cut(image, spot)
-    y = np.linspace(-1, 1, spot[2], dtype=np.float32)[:, None]
-    x = np.linspace(-1, 1, spot[3], dtype=np.float32)
+    area[:] = cv2.blendLinear(area.copy(), content, *_oval(spot[2], spot[3]))
+
+
+@lru_cache(maxsize=1024)
+def _oval(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights of what lies outside and inside an oval with a soft edge."""
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)
     weight = np.clip((1.15 - np.sqrt(x * x + y * y)) * 3, 0, 1)
-    area[:] = cv2.blendLinear(area.copy(), content, 1 - weight, weight)
+    return 1 - weight, weight
 
 
 def _bounds(image: Image, corners: NDArray[np.float64]) -> Spot | None:

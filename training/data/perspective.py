@@ -137,9 +137,10 @@ def draw_shot(rng: np.random.Generator, config: ViewConfig) -> Shot:
     if rng.random() < config.full_tilt_share:
         believed = Camera(height, 0.0, 0.0, heading + error)
     else:
-        lean = _disturbed(tilt, azimuth, math.radians(config.attitude_error_deg), rng)
+        # Roll and pitch are known against the body: an error of the heading turns the tilt along.
+        lean = _disturbed(tilt, azimuth + error, math.radians(config.attitude_error_deg), rng)
         believed = Camera(height, *lean, heading + error)
-    edged = bool(rng.random() < config.edge_share)
+    edged = bool(rng.random() < config.edge_share) and config.edge > 0
     over = config.edge if edged else 0.0
     aim = _draw_aim(rng, true, half_frame, 0.5 / height, over=over)
     return Shot(true, believed, half_frame, aim, edged)

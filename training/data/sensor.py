@@ -9,8 +9,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bicrossnet_ros.errors import ConfigError
-
 Image = NDArray[np.uint8]
 Generator = np.random.Generator
 
@@ -52,24 +50,6 @@ def apply_sensor(
     if strength := drawn.get('jpeg', 0.0):
         image = jpeg(image, round(95 - 85 * strength))
     return image
-
-
-def change_sensor(
-    image: Image, rng: Generator, *, kinds: tuple[str, ...], strengths: Mapping[str, float]
-) -> Image:
-    """Apply the named changes at given strengths; the counterpart of `world.change_world`.
-
-    Raises
-    ------
-    ConfigError
-        If a kind is not known.
-    """
-    if unknown := set(kinds) - set(SENSOR_CHANGES):
-        raise ConfigError(
-            f'no such change of the sensor: {", ".join(sorted(unknown))}; expected some of '
-            f'{", ".join(SENSOR_CHANGES)}'
-        )
-    return apply_sensor(image, rng, {kind: strengths[kind] for kind in kinds})
 
 
 def vignette(
@@ -135,8 +115,9 @@ def noise(image: Image, rng: Generator, sigma: float) -> Image:
 
 
 def jpeg(image: Image, quality: int) -> Image:
-    """Compress and decompress; without subsampled colour, as the view is finer in the frame."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    """Compress and decompress, colour at full resolution: the frame is finer than the view."""
+    full = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, full]
     _, data = cv2.imencode('.jpg', image[..., ::-1], options)
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bicrossnet_ros.errors import ConfigError
+from bicrossnet_ros.errors import ConfigError, ImageError
 from training.data.objects import missing_objects, moved_objects, ploughed_fields, replaced_roofs
 
 Image = NDArray[np.uint8]
@@ -38,6 +38,13 @@ SEASONS = np.array(
 )
 # Bare ground meanwhile: dry and pale, or wet and dark.
 SOILS = np.array([[1.25, 1.2, 1.1], [0.62, 0.6, 0.6], [1.1, 0.98, 0.85]], np.float32)
+
+# Polygons are drawn in 16ths of a pixel.
+SHIFT = 4
+# Objects smaller than three pixels are none.
+LEAST_PX = 32
+# Of a tone curve, which is straight between seven knots.
+_LEVELS, _KNOTS = np.arange(256), np.linspace(0, 255, 7)
 
 
 def change_world(
@@ -69,6 +76,8 @@ def change_world(
     ------
     ConfigError
         If a kind is not known or the strength is out of its range.
+    ImageError
+        If the image is of another kind, or too small to hold objects.
     """
     chosen = WORLD_CHANGES if kinds is None else tuple(kinds)
     if unknown := set(chosen) - set(WORLD_CHANGES):
@@ -78,7 +87,16 @@ def change_world(
         )
     if not 0 <= strength <= 1:
         raise ConfigError(f'strength is {strength}; expected 0 to 1')
-    return apply_world(image, rng, dict.fromkeys(chosen, strength))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ImageError(
+            f'found {image.dtype} of shape {image.shape}; expected uint8 RGB of shape (H, W, 3)'
+        )
+    if min(image.shape[:2]) < LEAST_PX:
+        raise ImageError(
+            f'found {image.shape[1]} x {image.shape[0]} px; expected {LEAST_PX} px or more'
+        )
+    changed = apply_world(image, rng, dict.fromkeys(chosen, strength))
+    return changed.copy() if changed is image else changed
 
 
 def apply_world(image: Image, rng: Generator, drawn: Mapping[str, float]) -> Image:
@@ -102,8 +120,7 @@ def tones(image: Image, rng: Generator, strength: float) -> Image:
     dark = 0.1 * strength * rng.random()
     light = (1 - 0.25 * strength * rng.random()) * (1 - 0.2 * strength * rng.random(3))
     table = dark + (light - dark) * curve
-    levels, knots = np.arange(256), np.linspace(0, 255, 7)
-    lut = np.stack([np.interp(levels, knots, table[:, k]) for k in range(3)], axis=-1)
+    lut = np.stack([np.interp(_LEVELS, _KNOTS, table[:, k]) for k in range(3)], axis=-1)
     return np.asarray(cv2.LUT(mixed, np.rint(lut * 255).astype(np.uint8)[None]), np.uint8)
 
 
@@ -114,7 +131,6 @@ def season(image: Image, rng: Generator, strength: float) -> Image:
     ----------
     Woebbecke et al. 1995, Trans. ASAE 38(1), excess green index 2g - r - b of chromaticities.
     """
-    # A second vegetation colour mixes in by parts, as forest and meadow do not turn alike.
     target = SEASONS[rng.integers(len(SEASONS))] * rng.uniform(0.85, 1.15, 3)
     plants = (1 - strength) * np.eye(3) + strength * np.outer(target, LUMA)
     soil = 1 + strength * (SOILS[rng.integers(len(SOILS))] - 1)
@@ -246,9 +262,6 @@ _CHANGES: dict[str, Callable[[Image, Generator, float], Image]] = {
 }
 WORLD_CHANGES: tuple[str, ...] = tuple(_CHANGES)
 STRENGTHS = {'mild': 1 / 3, 'medium': 2 / 3, 'strong': 1.0}
-
-# Polygons are drawn in 16ths of a pixel.
-SHIFT = 4
 
 
 def _mix(image: Image, matrix: NDArray[np.floating]) -> Image:
