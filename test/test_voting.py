@@ -147,7 +147,7 @@ def test_patches_turn_with_the_frame():
 
 def test_patches_that_see_less_weigh_less_or_fall_out():
     image = textured(240, 320)
-    shot = Shot(0.0, 0.0, 50.0, 35.0, 44.0)
+    shot = Shot(0.0, 0.0, 50.0, 35.0, 30.0)
     frame = Frame(image, 0.0, LENS, shot.attitude, shot.agl_m)
     hypotheses = interpret(frame, CameraConfig(), convergence_deg=0.0).hypotheses
     patches, ballot = cut_patches(FramePyramid(image), hypotheses, tile_px=48, gsd_m=0.5, limit=60)
