@@ -85,6 +85,50 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(dim=1).clamp_min(MIN_SQUARED_DISTANCE).sqrt()
 
 
+def soft_likeness(ground: Tensor, *, weight: float, least: float) -> Tensor:
+    """Weigh for each query how much every tile of a batch is the one it looks for.
+
+    A query's own tile has weight 1. Another tile of the same scene that shows the share r of what
+    the own tile shows of the query's ground has weight ``weight * r`` if ``r >= least``; all
+    others have 0 and are negatives.
+
+    Parameters
+    ----------
+    ground : Tensor
+        (N, 7), columns of `training.data.near_misses.Ground`: scene, then row, column and side of
+        the tile and of the query, squares of parallel sides.
+    weight : float
+        Of a neighbour that shows as much of the query as its own tile.
+    least : float
+        Smallest share that counts.
+
+    Returns
+    -------
+    Tensor
+        (N, N) in the dtype of `ground`: query i, tile j.
+
+    References
+    ----------
+    Thoma et al. 2020, "Soft Contrastive Learning for Visual Localization": positives weighed by
+    where their images were taken.
+    """
+    scene, row, col, side, query_row, query_col, query_side = ground.unbind(dim=1)
+    common = _common_length(query_row, query_side, row, side) * _common_length(
+        query_col, query_side, col, side
+    )
+    share = common / common.diagonal()[:, None].clamp_min(1e-9)
+    neighbour = (scene[:, None] == scene[None, :]) & (share >= least)
+    likeness = torch.where(neighbour, weight * share, torch.zeros_like(share))
+    return likeness.fill_diagonal_(1.0)
+
+
+def _common_length(at_a: Tensor, side_a: Tensor, at_b: Tensor, side_b: Tensor) -> Tensor:
+    """Length (N, M) that intervals, given by their middles and lengths, have in common."""
+    high = torch.minimum((at_a + side_a / 2)[:, None], (at_b + side_b / 2)[None, :])
+    low = torch.maximum((at_a - side_a / 2)[:, None], (at_b - side_b / 2)[None, :])
+    return (high - low).clamp_min(0)
+
+
 class SymmetricInfoNCE(nn.Module):
     """Cross-entropy of finding each drone image's satellite image among all, and the reverse.
 
@@ -109,7 +153,13 @@ class SymmetricInfoNCE(nn.Module):
         self.max_log_scale = math.log(max(MAX_SCALE, 1 / temperature))
         self.label_smoothing = label_smoothing
 
-    def forward(self, satellite: Tensor, drone: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        satellite: Tensor,
+        drone: Tensor,
+        labels: Tensor | None = None,
+        likeness: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean of both directions' losses.
 
         Parameters
@@ -119,6 +169,10 @@ class SymmetricInfoNCE(nn.Module):
         labels : Tensor of int64 or None
             (N,). Other rows with the same label are left out of a row's candidates. None: every
             row is a place of its own.
+        likeness : Tensor or None
+            (N, N), 0 or more, 1 on the diagonal: by how much drone image i shows what satellite
+            image j shows (see `soft_likeness`). A row's target is spread in proportion to it.
+            None: the identity.
         """
         # Clamped in place: beyond a clamp in the graph the gradient is zero and the scale stuck.
         with torch.no_grad():
@@ -128,12 +182,17 @@ class SymmetricInfoNCE(nn.Module):
         left_out = torch.zeros_like(logits, dtype=torch.bool)
         if labels is not None:
             left_out = (labels[:, None] == labels[None, :]).fill_diagonal_(False)
-        return 0.5 * (self._find(logits, left_out) + self._find(logits.T, left_out))
+        if likeness is None:
+            likeness = torch.eye(len(logits), device=logits.device)
+        return 0.5 * (
+            self._find(logits, left_out, likeness) + self._find(logits.T, left_out, likeness.T)
+        )
 
-    def _find(self, logits: Tensor, left_out: Tensor) -> Tensor:
-        """Cross-entropy of column k in row k. torch's smoothing is infinite with left-out ones."""
+    def _find(self, logits: Tensor, left_out: Tensor, likeness: Tensor) -> Tensor:
+        """Cross-entropy of each row. torch's smoothing is infinite with left-out candidates."""
         log_share = F.log_softmax(logits.masked_fill(left_out, -math.inf), dim=1)
-        right = log_share.diagonal()
+        wanted = F.normalize(likeness.masked_fill(left_out, 0.0).to(logits.dtype), p=1.0)
+        right = (wanted * log_share.masked_fill(left_out, 0.0)).sum(dim=1)
         if not self.label_smoothing:
             return -right.mean()
         candidates = (~left_out).sum(dim=1)

@@ -1,4 +1,4 @@
-"""What the student learns from a teacher's outputs for the same images of one view.
+"""What the student learns from a teacher's outputs for the same images.
 
 No gradient flows into the teacher. Computed in float32, whatever the precision of the outputs.
 
@@ -88,3 +88,55 @@ class FeatureDistillation(nn.Module):
             )
         projected = self.projection(student.float())
         return 1 - F.cosine_similarity(projected, teacher.detach().float()).mean()
+
+
+def similarity_divergence(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, temperature: float
+) -> Tensor:
+    """How far the student's similarities within a batch are from the teacher's.
+
+    A row is the similarity of a query to all tiles, or of a tile to all other tiles; divided by
+    the temperature and normalised by softmax it is a distribution. Lengths of embeddings may
+    differ: similarities have none, and nothing needs to be projected or labelled.
+
+    Parameters
+    ----------
+    student, teacher : pair of Tensor
+        Tiles (N, D) and queries (N, D) of either, normalised here; N is at least 2.
+    temperature : float
+        Of both.
+
+    Returns
+    -------
+    Tensor
+        Scalar: mean over the rows of the divergence KL(teacher || student), averaged over the two
+        kinds of rows.
+
+    References
+    ----------
+    Park et al. 2019, "Relational Knowledge Distillation": relations in place of outputs.
+    Fang et al. 2021, "SEED: Self-supervised Distillation For Visual Representation", equation 4:
+    similarities over a temperature, as distributions.
+    """
+    pairs = zip(
+        _similarities(*student, temperature),
+        _similarities(*(tensor.detach() for tensor in teacher), temperature),
+        strict=True,
+    )
+    # log_target: the teacher's shares are given as logarithms too.
+    divergences = [
+        F.kl_div(own, guide, reduction='batchmean', log_target=True) for own, guide in pairs
+    ]
+    return torch.stack(divergences).mean()
+
+
+def _similarities(tiles: Tensor, queries: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logarithms of the shares: queries among tiles (N, N), tiles among others (N, N - 1)."""
+    tiles, queries = F.normalize(tiles.float()), F.normalize(queries.float())
+    count = len(tiles)
+    others = ~torch.eye(count, dtype=torch.bool, device=tiles.device)
+    among = (tiles @ tiles.T)[others].view(count, count - 1)
+    return (
+        F.log_softmax(queries @ tiles.T / temperature, dim=1),
+        F.log_softmax(among / temperature, dim=1),
+    )

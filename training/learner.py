@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bicrossnet_ros.errors import ConfigError, ModelError
@@ -59,6 +60,8 @@ class Learner:
             raise ConfigError('run.precision is float16, which needs a GPU; use bfloat16')
         torch.manual_seed(config.run.seed)
         self.network = make_network(config.model, classes=len(classes)).to(device)
+        # Training alone goes through it: evaluation would compile once more for its other shapes.
+        self._forward = torch.compile(self.network) if config.run.compile else self.network
         self.teacher = open_teacher(config, classes, says=team.leads)
         self.loss = TotalLoss(
             config.losses,
@@ -124,7 +127,8 @@ class Learner:
         labels = self.team.gather_labels(batch.labels.to(self.team.device, non_blocking=True))
         if len(labels) < 2:
             return {}
-        terms: dict[str, Tensor] = self.loss(*self._global_outputs(batch, labels))
+        outputs = self._global_outputs(batch, labels)
+        terms: dict[str, Tensor] = self.loss(*outputs, self._ground(batch))
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms['total']).backward()
@@ -141,6 +145,12 @@ class Learner:
         ]
         return normalise(torch.cat(views), self.preprocessing)
 
+    def _ground(self, batch: Batch) -> Tensor | None:
+        """Return where the places of the global batch lie, if the batch knows."""
+        if batch.ground is None:
+            return None
+        return self.team.gather_rows([batch.ground.to(self.team.device, non_blocking=True)])[0]
+
     def _global_outputs(
         self, batch: Batch, labels: Tensor
     ) -> tuple[Outputs, Outputs, Tensor, tuple[Outputs, Outputs] | None]:
@@ -152,15 +162,23 @@ class Learner:
         device = images.device
         precision = PRECISIONS[self.config.run.precision]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            networks = [self.network(images)]
+            networks = [self._forward(images)]
             if self.teacher:
                 with torch.no_grad():
-                    networks.append(self.teacher(images))
+                    networks.append(self.teacher(self._for_teacher(images)))
         halves = [half for outputs in networks for half in _halves(outputs)]
         rows = iter(self.team.gather_rows([t for half in halves for t in _tensors(half)]))
         joined = [_like(half, rows) for half in halves]
         teacher = (joined[2], joined[3]) if self.teacher else None
         return joined[0], joined[1], labels, teacher
+
+    def _for_teacher(self, images: Tensor) -> Tensor:
+        side = self.config.losses.teacher_px
+        if side in (0, images.shape[-1]):
+            return images
+        return F.interpolate(
+            images, (side, side), mode='bilinear', align_corners=False, antialias=True
+        )
 
     def _apply_gradients(self) -> None:
         # What has no gradient (frozen, or touched by no loss) is passed over by an optimiser;

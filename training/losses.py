@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bicrossnet_ros.errors import ConfigError, ModelError
 from training.config import LossConfig
-from training.contrastive import SymmetricInfoNCE, cross_view_triplet
-from training.distillation import FeatureDistillation, logit_distance
+from training.contrastive import SymmetricInfoNCE, cross_view_triplet, soft_likeness
+from training.distillation import FeatureDistillation, logit_distance, similarity_divergence
 from training.models.network import Outputs
 
 
@@ -22,8 +22,8 @@ class TotalLoss(nn.Module):
     """The weighted sum of all terms of a `LossConfig`.
 
     Terms of a single view (cross-entropy, both distillations) are summed over the two views, as
-    equation 7 does; terms on branches are averaged over the branches. The triplet term and
-    InfoNCE join both views.
+    equation 7 does; terms on branches are averaged over the branches. The triplet term, InfoNCE
+    and the distillation of similarities join both views.
 
     Parameters
     ----------
@@ -65,6 +65,7 @@ class TotalLoss(nn.Module):
         drone: Outputs,
         labels: Tensor,
         teacher: tuple[Outputs, Outputs] | None = None,
+        ground: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the terms on a (global) batch.
 
@@ -76,6 +77,9 @@ class TotalLoss(nn.Module):
             (N,), classes. One place may stand in several rows.
         teacher : pair of Outputs or None
             Of the teacher for the same images, satellite first.
+        ground : Tensor or None
+            (N, 7), where the places lie (`training.data.near_misses.Ground`); soft positives need
+            it.
 
         Returns
         -------
@@ -94,13 +98,13 @@ class TotalLoss(nn.Module):
             )
         # In the half precision of autocast, differences of nearly equal features vanish.
         with torch.autocast(satellite.embedding.device.type, enabled=False):
-            terms = self._between_views(satellite, drone, labels)
+            terms = self._between_views(satellite, drone, labels, ground)
             terms |= self._of_teacher((satellite, drone), teacher)
             total = torch.stack([getattr(self.config, name) * terms[name] for name in terms])
         return {**terms, 'total': total.sum()}
 
     def _between_views(
-        self, satellite: Outputs, drone: Outputs, labels: Tensor
+        self, satellite: Outputs, drone: Outputs, labels: Tensor, ground: Tensor | None
     ) -> dict[str, Tensor]:
         """Terms that need no teacher."""
         terms = {}
@@ -117,8 +121,21 @@ class TotalLoss(nn.Module):
                 ],
             )
         if self.info_nce is not None:
-            terms['info_nce'] = self.info_nce(satellite.embedding, drone.embedding, labels)
+            terms['info_nce'] = self.info_nce(
+                satellite.embedding, drone.embedding, labels, self._likeness(ground)
+            )
         return terms
+
+    def _likeness(self, ground: Tensor | None) -> Tensor | None:
+        weight, least = self.config.soft_positives, self.config.soft_positives_from
+        if not weight:
+            return None
+        if ground is None:
+            raise ConfigError(
+                'losses.soft_positives needs places of which it is known where they lie; set '
+                'data.source: maps and data.places_per_scene: 3 or 4, or soft_positives: 0'
+            )
+        return soft_likeness(ground, weight=weight, least=least)
 
     def _of_teacher(
         self, views: tuple[Outputs, Outputs], teacher: tuple[Outputs, Outputs] | None
@@ -135,6 +152,11 @@ class TotalLoss(nn.Module):
         if self.feature_distillation is not None:
             values = [self.feature_distillation(o.embedding, t.embedding) for o, t in pairs]
             terms['feature_distillation'] = torch.stack(values).sum()
+        if self.config.similarity_distillation:
+            student, guide = ((each[0].embedding, each[1].embedding) for each in (views, teacher))
+            terms['similarity_distillation'] = similarity_divergence(
+                student, guide, temperature=self.config.similarity_temperature
+            )
         return terms
 
 
@@ -148,13 +170,16 @@ def _mean(term: str, values: list[Tensor]) -> Tensor:
 
 
 def _check_terms(config: LossConfig, *, guided: bool) -> None:
-    if config.feature_distillation and not guided:
-        raise ConfigError(
-            'losses.feature_distillation needs a teacher, but there is none; set losses.teacher '
-            'to its checkpoint, or losses.feature_distillation: 0'
-        )
+    for name in ('feature_distillation', 'similarity_distillation'):
+        if getattr(config, name) and not guided:
+            raise ConfigError(
+                f'losses.{name} needs a teacher, but there is none; set losses.teacher to its '
+                f'checkpoint, or losses.{name}: 0'
+            )
     alone = config.cross_entropy or config.triplet or config.info_nce
-    from_teacher = config.logit_distillation or config.feature_distillation
+    from_teacher = (
+        config.logit_distillation or config.feature_distillation or config.similarity_distillation
+    )
     if not alone and not (guided and from_teacher):
         raise ConfigError(
             'no term of the loss has a weight (distillation counts with a teacher only); set '

@@ -47,10 +47,12 @@ def open_teacher(
         )
     if config.losses.logit_distillation:
         _check_teacher(teacher, path, config, classes)
-    theirs, ours = checkpoint_config(state, source=path).model.input_px, config.model.input_px
-    if says and theirs != ours:
+    theirs = checkpoint_config(state, source=path).model.input_px
+    shown = config.losses.teacher_px or config.model.input_px
+    if says and theirs != shown:
+        whose = 'losses.teacher_px,' if config.losses.teacher_px else "the student's"
         print(
-            f"{path}: the teacher was trained at {theirs} px, it will see the student's {ours} px",
+            f'{path}: the teacher was trained at {theirs} px, it will see {whose} {shown} px',
             flush=True,
         )
     return teacher

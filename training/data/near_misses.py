@@ -13,15 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.perspective import draw_shot
 from training.data.view_config import ViewConfig
-from training.data.views import Generator, Place
+from training.data.views import Generator, Place, draw_view
 
 NEAREST, FARTHEST = 0.3, 1.2
 # Centres lie at least so far to either side of the scene's middle, in sides: where a place takes
 # up half of its scene there must be room for four, and a strip beyond the edge is mirrored.
 _LEAST_ROOM = 0.45
 _TRIES = 200
+_CORNERS_AND_MIDDLE = np.array(
+    [[-0.5, -0.5, 1], [0.5, -0.5, 1], [0.5, 0.5, 1], [-0.5, 0.5, 1], [0, 0, 1]]
+)
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,12 @@ def ground_of(scene: int, place: Place, rng: Generator, *, config: ViewConfig) -
         from it first.
     config : ViewConfig
     """
-    shot = draw_shot(rng, config)
-    offset = rng.uniform(-config.offset, config.offset, 2)
-    corners = np.array([[-0.5, -0.5, 1], [0.5, -0.5, 1], [0.5, 0.5, 1], [-0.5, 0.5, 1]])
-    seen = np.vstack([corners, [0, 0, 1]]) @ shot.ground_from_patch.T
+    _, ground_from_patch = draw_view(rng, config)
+    seen = _CORNERS_AND_MIDDLE @ ground_from_patch.T
     seen = seen[:, :2] / seen[:, 2:]
     # Of the quadrilateral, half the cross product of its diagonals.
     (ax, ay), (bx, by) = seen[2] - seen[0], seen[3] - seen[1]
-    col, row = seen[4] + offset[::-1]
+    col, row = seen[4]
     cos, sin = math.cos(place.rotation_rad), math.sin(place.rotation_rad)
     tile_col = cos * place.col_px + sin * place.row_px
     tile_row = cos * place.row_px - sin * place.col_px

@@ -118,8 +118,7 @@ def view_pair(
     if sensor.random() < config.false_color_share:
         scene = change_world(scene, sensor, kinds=('infrared',), strength=config.infrared)
     tile = look(scene, place, size_px)
-    # A stream of its own: `training.data.near_misses` draws the query's geometry from it again.
-    query = drone_view(scene, place, rng.spawn(1)[0], size_px=size_px, config=config)
+    query = drone_view(scene, place, rng, size_px=size_px, config=config)
     return map_view(tile, rng, config), query
 
 
