@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.contrastive import SymmetricInfoNCE, cross_view_triplet
+from training.contrastive import SymmetricInfoNCE, cross_view_triplet, soft_likeness
 
 MARGIN = 0.3
 
@@ -197,3 +197,96 @@ def test_half_precision_features_are_compared_in_float32(dtype):
         value = function(*half)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, function(*exact), rtol=0, atol=0)
+
+
+def slow_overlap(query, tile):
+    """Common area of two squares (row, col, side), side by side."""
+    lengths = []
+    for axis in (0, 1):
+        low = max(query[axis] - query[2] / 2, tile[axis] - tile[2] / 2)
+        high = min(query[axis] + query[2] / 2, tile[axis] + tile[2] / 2)
+        lengths.append(max(0.0, high - low))
+    return lengths[0] * lengths[1]
+
+
+def random_ground(seed, rows=9, scenes=3):
+    """Tiles of side 40 within 60 px, queries within 12 px per axis of theirs."""
+    generator = torch.Generator().manual_seed(seed)
+    tile = 60 * torch.rand(rows, 2, generator=generator, dtype=torch.float64)
+    query = tile + 24 * torch.rand(rows, 2, generator=generator, dtype=torch.float64) - 12
+    side = 30 + 20 * torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+    scene = torch.randint(scenes, (rows, 1), generator=generator).double()
+    return torch.cat([scene, tile, torch.full_like(side, 40.0), query, side], dim=1)
+
+
+def slow_likeness(ground, weight, least):
+    rows = ground.tolist()
+    result = []
+    for i, (scene, *tile_and_query) in enumerate(rows):
+        query, own = tile_and_query[3:], slow_overlap(tile_and_query[3:], tile_and_query[:3])
+        line = []
+        for j, other in enumerate(rows):
+            share = slow_overlap(query, other[1:4]) / own
+            near = other[0] == scene and share >= least
+            line.append(1.0 if i == j else weight * share if near else 0.0)
+        result.append(line)
+    return result
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_likeness_is_the_share_of_the_querys_ground(seed):
+    ground = random_ground(seed)
+    likeness = soft_likeness(ground, weight=0.6, least=0.3)
+    expected = torch.tensor(slow_likeness(ground, 0.6, 0.3), dtype=torch.float64)
+    torch.testing.assert_close(likeness, expected)
+    off = likeness - torch.eye(9, dtype=torch.float64)
+    assert (off > 0).any()
+    assert off[off > 0].min() >= 0.6 * 0.3
+    assert not torch.equal(likeness, likeness.T)
+    strict = soft_likeness(ground, weight=0.6, least=1.0)
+    assert (strict > 0).sum() < (likeness > 0).sum()
+
+
+def test_likeness_by_hand():
+    """Two tiles half a side apart; the second query lies between them."""
+    ground = torch.tensor(
+        [
+            [0.0, 10.0, 10.0, 8.0, 10.0, 10.0, 8.0],
+            [0.0, 10.0, 14.0, 8.0, 10.0, 12.0, 8.0],
+            [1.0, 10.0, 10.0, 8.0, 10.0, 10.0, 8.0],
+        ]
+    )
+    expected = [[1, 0.25, 0], [0.5, 1, 0], [0, 0, 1]]
+    assert soft_likeness(ground, weight=0.5, least=0.2).tolist() == expected
+    assert soft_likeness(ground, weight=0.5, least=0.6).tolist()[0] == [1, 0, 0]
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+@pytest.mark.parametrize('seed', range(3))
+def test_soft_info_nce_equals_the_loops(seed, smoothing):
+    satellite, drone, labels = random_case(seed, places=8)
+    likeness = soft_likeness(random_ground(seed), weight=0.7, least=0.2)
+    loss = SymmetricInfoNCE(0.2, label_smoothing=smoothing)
+    value = loss(satellite, drone, labels, likeness)
+    a, b = F.normalize(satellite), F.normalize(drone)
+    logits, weights = (5 * b @ a.T).tolist(), likeness.tolist()
+    total = 0.0
+    for _ in range(2):
+        for i, row in enumerate(logits):
+            seen = [j for j in range(len(row)) if j == i or labels[j] != labels[i]]
+            mass = sum(weights[i][j] for j in seen)
+            norm = sum(math.exp(row[j]) for j in seen)
+            for j in seen:
+                target = (1 - smoothing) * weights[i][j] / mass + smoothing / len(seen)
+                total -= target * math.log(math.exp(row[j]) / norm) / len(logits) / 2
+        logits, weights = (
+            [list(column) for column in zip(*m, strict=True)] for m in (logits, weights)
+        )
+    assert value.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_likeness_of_the_identity_changes_nothing():
+    satellite, drone, labels = random_case(4)
+    loss = SymmetricInfoNCE(0.1)
+    soft = loss(satellite, drone, labels, torch.eye(9, dtype=torch.float64))
+    assert soft.item() == loss(satellite, drone, labels).item()

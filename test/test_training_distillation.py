@@ -1,10 +1,12 @@
 """Distillation: hand-worked values, no gradient to the teacher, teachers that do not fit."""
 
+import math
+
 import pytest
 import torch
 
 from bicrossnet_ros.errors import ModelError
-from training.distillation import FeatureDistillation, logit_distance
+from training.distillation import FeatureDistillation, logit_distance, similarity_divergence
 
 STUDENT = (torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.zeros(2, 2))
 TEACHER = (torch.tensor([[1.0, 0.0], [3.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0]]))
@@ -65,3 +67,46 @@ def test_feature_distance_is_one_minus_the_cosine_after_the_projection():
 def test_a_teacher_embedding_of_another_length():
     with pytest.raises(ModelError, match='has 4 values, expected 3'):
         FeatureDistillation(2, 3)(torch.ones(1, 2), torch.ones(1, 4))
+
+
+def views(seed, *, rows=5, dim=4):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(2, rows, dim, generator=generator))
+
+
+def slow_shares(tiles, queries, temperature):
+    """Rows of shares: every query among the tiles, then every tile among the others."""
+
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    tiles, queries = tiles.tolist(), queries.tolist()
+    kinds = (
+        [[cosine(query, tile) for tile in tiles] for query in queries],
+        [[cosine(a, b) for j, b in enumerate(tiles) if j != i] for i, a in enumerate(tiles)],
+    )
+    for rows in kinds:
+        powers = [[math.exp(value / temperature) for value in row] for row in rows]
+        yield [[power / sum(row) for power in row] for row in powers]
+
+
+def test_similarity_divergence_equals_the_loops():
+    student, teacher = views(0), views(1, dim=7)
+    value = similarity_divergence(student, teacher, temperature=0.3)
+    expected = 0.0
+    for own, guide in zip(slow_shares(*student, 0.3), slow_shares(*teacher, 0.3), strict=True):
+        for p, q in zip(own, guide, strict=True):
+            expected += sum(t * math.log(t / s) for s, t in zip(p, q, strict=True)) / 5 / 2
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_that_sees_likenesses_as_the_teacher_has_nothing_to_learn():
+    """A rotation and other lengths change no similarity."""
+    student = views(2)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))[0]
+    teacher = tuple(3 * view @ rotation for view in student)
+    assert similarity_divergence(student, teacher, temperature=0.1).item() < 1e-5
+    wanted = [view.clone().requires_grad_() for view in (*student, *teacher)]
+    similarity_divergence(tuple(wanted[:2]), tuple(wanted[2:]), temperature=0.1).backward()
+    assert wanted[0].grad.abs().max() < 1e-4
+    assert wanted[2].grad is None

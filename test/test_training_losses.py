@@ -8,13 +8,21 @@ import torch.nn.functional as F
 
 from bicrossnet_ros.errors import ConfigError, ModelError
 from training.config import LossConfig
-from training.contrastive import SymmetricInfoNCE, cross_view_triplet
+from training.contrastive import SymmetricInfoNCE, cross_view_triplet, soft_likeness
+from training.distillation import similarity_divergence
 from training.losses import TotalLoss
 from training.models.network import Outputs
 
 N, DIM, BRANCHES, CLASSES = 6, 8, 3, 5
 LABELS = torch.tensor([0, 3, 3, 1, 4, 2])
-TERMS = ('cross_entropy', 'triplet', 'info_nce', 'logit_distillation', 'feature_distillation')
+TERMS = (
+    'cross_entropy',
+    'triplet',
+    'info_nce',
+    'logit_distillation',
+    'feature_distillation',
+    'similarity_distillation',
+)
 
 
 def outputs(seed, *, dim=DIM, classes=CLASSES, branches=BRANCHES, dtype=torch.float32):
@@ -98,7 +106,7 @@ def test_feature_distillation_sums_the_views_and_learns_its_projection():
 
 
 def test_the_total_is_the_weighted_sum_of_what_weighs_in():
-    weights = dict(zip(TERMS, (1.0, 0.5, 2.0, 0.25, 3.0), strict=True))
+    weights = dict(zip(TERMS, (1.0, 0.5, 2.0, 0.25, 3.0, 1.5), strict=True))
     values = make(only(**weights), teacher_dim=7)(SATELLITE, DRONE, LABELS, TEACHER)
     assert set(values) == {*TERMS, 'total'}
     expected = sum(weights[name] * values[name].item() for name in TERMS)
@@ -164,7 +172,10 @@ def test_a_teacher_with_another_number_of_classes():
         loss(SATELLITE, DRONE, LABELS, (other, other))
 
 
-@pytest.mark.parametrize('config', [only(), only(logit_distillation=1.0)])
+@pytest.mark.parametrize(
+    'config',
+    [only(), only(logit_distillation=1.0)],
+)
 def test_a_loss_without_a_term_is_refused(config):
     with pytest.raises(ConfigError, match='no term of the loss has a weight'):
         make(config)
@@ -173,6 +184,31 @@ def test_a_loss_without_a_term_is_refused(config):
 def test_feature_distillation_without_a_teacher_is_refused():
     with pytest.raises(ConfigError, match='needs a teacher'):
         make(only(feature_distillation=1.0))
+
+
+def test_similarities_are_compared_at_the_configured_temperature():
+    config = only(similarity_distillation=1.0, similarity_temperature=0.4)
+    values = make(config, teacher_dim=7)(SATELLITE, DRONE, LABELS, TEACHER)
+    expected = similarity_divergence(
+        (SATELLITE.embedding, DRONE.embedding),
+        (TEACHER[0].embedding, TEACHER[1].embedding),
+        temperature=0.4,
+    )
+    assert values['similarity_distillation'].item() == expected.item() > 0
+
+
+def test_soft_positives_go_by_the_ground():
+    rows = torch.arange(6, dtype=torch.float64)[:, None]
+    ground = torch.cat([rows // 3, 4 * rows, *[0 * rows, 0 * rows + 10] * 2, rows * 0], dim=1)
+    ground[:, 4:] = ground[:, 1:4]
+    config = only(info_nce=1.0, soft_positives=0.5, soft_positives_from=0.4)
+    value = make(config)(SATELLITE, DRONE, LABELS, ground=ground)['info_nce']
+    likeness = soft_likeness(ground, weight=0.5, least=0.4)
+    assert (likeness > 0).sum() == 6 + 8
+    expected = SymmetricInfoNCE(0.07)(SATELLITE.embedding, DRONE.embedding, LABELS, likeness)
+    assert value.item() == expected.item()
+    with pytest.raises(ConfigError, match='needs places of which it is known where they lie'):
+        make(config)(SATELLITE, DRONE, LABELS)
 
 
 def test_a_teacher_is_neither_forgotten_nor_ignored():
