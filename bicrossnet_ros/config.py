@@ -119,6 +119,12 @@ class RetrievalConfig:
         1,
         64,
     )
+    max_patches: int = parameter(
+        216,
+        'pieces over all guessed headings and heights, which share them evenly; at least one each',
+        1,
+        5000,
+    )
     min_similarity: float = parameter(
         0.0, 'best cosine similarity below which there is no fix', -1, 1
     )

@@ -55,7 +55,9 @@ class Knowledge:
     ----------
     intrinsics : Intrinsics
         For the frame's size; assumed if `lens_known` is False.
-    lens_known, attitude_known, heading_known, agl_known : bool
+    lens_known, attitude_known, agl_known : bool
+    heading_deg : float or None
+        That the frame came with, in [0, 360).
     hypotheses : tuple of Hypothesis
         All that must be tried; one if everything is known.
     """
@@ -63,7 +65,7 @@ class Knowledge:
     intrinsics: Intrinsics
     lens_known: bool
     attitude_known: bool
-    heading_known: bool
+    heading_deg: float | None
     agl_known: bool
     hypotheses: tuple[Hypothesis, ...]
 
@@ -77,12 +79,15 @@ class Knowledge:
             error *= UNKNOWN_LENS_SCALE
         heights = [other.agl_m for other in self.hypotheses]
         low, high = min(heights) / tried.agl_m, max(heights) / tried.agl_m
+        turn_deg, limit_deg = 0.0, 180.0
+        if self.heading_deg is not None:
+            turn_deg = self.heading_deg - tried.heading_deg
+            limit_deg = config.registration.max_heading_error_deg
         return Expectation(
             min_scale=low / error,
             max_scale=high * error,
-            max_rotation_deg=(
-                config.registration.max_heading_error_deg if self.heading_known else 180.0
-            ),
+            max_rotation_deg=limit_deg,
+            rotation_deg=turn_deg,
             max_stretch=LEVEL_STRETCH if self.attitude_known else UNKNOWN_TILT_STRETCH,
         )
 
@@ -131,7 +136,7 @@ def interpret(frame: Frame, config: CameraConfig, *, convergence_deg: float) -> 
         intrinsics=intrinsics,
         lens_known=frame.intrinsics is not None,
         attitude_known=frame.attitude is not None,
-        heading_known=attitude.heading_deg is not None,
+        heading_deg=None if attitude.heading_deg is None else attitude.heading_deg % 360.0,
         agl_known=frame.agl_m is not None,
         hypotheses=tuple(hypotheses),
     )

@@ -216,7 +216,7 @@ class _Attempt:
                 knowledge.hypotheses,
                 tile_px=manifest.tile_px,
                 gsd_m=manifest.gsd_m,
-                limit=patches,
+                limit=max(1, min(patches, retrieval.max_patches // len(knowledge.hypotheses))),
             )
         with self._clock.stage('encode'):
             embeddings = self._encoder.encode(images)

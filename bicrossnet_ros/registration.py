@@ -42,16 +42,19 @@ class Expectation:
     min_scale, max_scale : float
         Map metres per metre of the patch.
     max_rotation_deg : float
-        Largest turn against the heading that the patch was made with; 180 if it was unknown.
+        Largest difference from `rotation_deg`; 180 if the heading is unknown.
     max_stretch : float
         Largest ratio of the two principal scales at the patch's middle; a patch whose tilt was
         taken away is nearly a similar picture of the map.
+    rotation_deg : float
+        Turn clockwise from the heading that the patch was made with to the one that is known.
     """
 
     min_scale: float
     max_scale: float
     max_rotation_deg: float = 180.0
     max_stretch: float = 1.35
+    rotation_deg: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -282,9 +285,10 @@ def refused_shape(scale: float, rotation_deg: float, expectation: Expectation) -
             f'the scale is {scale:.2f} of what the height says; expected '
             f'{expectation.min_scale:.2f} to {expectation.max_scale:.2f}'
         )
-    if abs(rotation_deg) > expectation.max_rotation_deg:
+    off_deg = (rotation_deg - expectation.rotation_deg + 180.0) % 360.0 - 180.0
+    if abs(off_deg) > expectation.max_rotation_deg:
         return (
-            f'the patch would have to be turned by {rotation_deg:.0f} deg; '
+            f'the frame would have to be turned by {off_deg:.0f} deg against its heading; '
             f'expected at most {expectation.max_rotation_deg:.0f}'
         )
     return ''

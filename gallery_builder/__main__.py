@@ -137,7 +137,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     add('--out', type=Path, required=True, metavar='NAME.gallery', help='folder to make')
     add('--model', type=Path, help='model file; default the one that is installed')
     add('--gsd-m', type=float, help='metres per pixel; default the finest map, at least 0.25')
-    add('--tile-px', type=int, default=256, help='side of a tile (%(default)s)')
+    add('--tile-px', type=int, default=128, help='side of a tile (%(default)s)')
     add('--overlap', type=float, default=0.75, help='share of a tile (%(default)s)')
     add('--crs', help='projected CRS true to scale, such as EPSG:32617; default UTM')
     add('--assume-crs', help='CRS of maps that name none')

@@ -64,7 +64,7 @@ class BuildOptions:
     maps: tuple[Path, ...]
     out: Path
     gsd_m: float | None = None
-    tile_px: int = 256
+    tile_px: int = 128
     overlap: float = 0.75
     crs: str | None = None
     assume_crs: str | None = None
