@@ -186,7 +186,7 @@ def clouds(image: Image, rng: Generator, strength: float) -> Image:
     """Cast the soft shadows of clouds."""
     cover = _noise(rng, image.shape, cells=2)
     edge = rng.uniform(-0.4, 0.5)
-    shade = _smoothstep(cover, edge, edge + rng.uniform(0.5, 1.5))
+    shade = _smoothstep(cover, edge, edge + rng.uniform(0.7, 2.0))
     # In the shade the sky is the lamp, and it is blue.
     dark = 1 - strength * np.array([0.62, 0.57, 0.48])
     return _blend(image, _mix(image, np.diag(dark)), shade)
