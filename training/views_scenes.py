@@ -192,7 +192,7 @@ def right_tiles(
 def land_use(name: str) -> str:
     """Land use of a scene: its folder, ``rsscn7/aGrass/a001.jpg`` to ``Grass``."""
     folder = Path(name).parent.name
-    return folder[1:] if _NUMBERED.match(Path(name).stem) else folder or OTHER
+    return (folder[1:] if _NUMBERED.match(Path(name).stem) else folder) or OTHER
 
 
 def scale(name: str) -> str:
