@@ -88,7 +88,7 @@ class CameraConfig:
     assumed_agl_m: tuple[float, ...] = parameter(
         (60.0, 85.0, 120.0), 'heights above ground tried when the height is unknown', 1, 10000
     )
-    unknown_headings: int = parameter(18, 'rotations tried when the heading is unknown', 1, 72)
+    unknown_headings: int = parameter(12, 'rotations tried when the heading is unknown', 1, 72)
     known_headings: int = parameter(
         3, 'rotations tried around a known heading, which magnets bend; 1: that alone', 1, 15
     )

@@ -113,7 +113,7 @@ def cut_patches(
             if share >= least:
                 images.append(image)
                 offsets.append(offset)
-                weights.append(max(share, 1e-3) ** 2)
+                weights.append(max(share, 1e-3))
                 owners.append(number)
     ballot = Ballot(
         np.array(offsets).reshape(-1, 2),

@@ -154,7 +154,7 @@ def test_patches_that_see_less_weigh_less_or_fall_out():
     assert patches.shape == (len(ballot.weights), 48, 48, 3)
     assert len(ballot.guesses) == 3
     assert (np.diff(ballot.hypothesis) >= 0).all()
-    assert ballot.weights.min() >= MIN_SHARE**2
+    assert ballot.weights.min() >= MIN_SHARE
     assert ballot.weights.max() <= 1.0
     assert np.ptp(ballot.weights) > 0.1, 'corners of a tilted frame see less'
     everything = sum(len(patch_offsets(one.view, tile_m=24.0, limit=60)) for one in hypotheses)
