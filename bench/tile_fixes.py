@@ -123,8 +123,8 @@ def report(known: np.ndarray, other: np.ndarray) -> None:
                 best = (float(fixed.mean()), float(margin), float(similarity))
     print(
         f'{len(known)} frames, {wrong.mean():.0%} of their best places wrong; '
-        f'{len(other)} pictures of elsewhere. Most fixes and none wrong: {best[0]:.0%} with min_margin {best[1]:.2f}, '
-        f'min_tile_similarity {best[2]:.2f}; add a reserve.'
+        f'{len(other)} pictures of elsewhere. Most fixes and none wrong: {best[0]:.0%} '
+        f'with min_margin {best[1]:.2f}, min_tile_similarity {best[2]:.2f}; add a reserve.'
     )
     inside = known[~wrong, 3] <= CHI2_95
     print(f'95 % ellipse around right places: {inside.mean():.0%} of {len(inside)}')
