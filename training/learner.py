@@ -16,22 +16,27 @@ from training.checkpoint import in_one_line
 from training.data.loader import normalise
 from training.flips import FlipCounter
 from training.losses import TotalLoss
+from training.models.efficientnet import weights_path
 from training.models.network import Outputs, make_network
 from training.models.partition import binary_layers
 from training.models.pretrained import load_backbone
+from training.models.widen import widen_backbone
 from training.optimizers import learning_rates, make_optimizers, set_learning_rates
 from training.teacher import existing_file, open_teacher
 from training.unfreezing import apply_phase, phase_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
-    from training.config import TrainConfig
+    from training.config import ModelConfig, TrainConfig
     from training.data.loader import Batch
     from training.distributed import Team
 
+# As model.pretrained: the weights that the Python package of the backbone carries.
+IMAGENET, EFFICIENTNET = 'imagenet', 'efficientnet_lite0'
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -84,9 +89,18 @@ class Learner:
         return WeightAverage(self.network, decay) if decay else None
 
     def load_pretrained(self) -> str:
-        """Take the backbone of ``model.pretrained``; returns what fitted and what did not."""
-        path = existing_file(self.config.model.pretrained, 'model.pretrained')
-        report = load_backbone(self.network.backbone, path)
+        """Take the backbone of ``model.pretrained``, or widen that of ``model.widen_from``.
+
+        Returns what fitted and what did not; an empty text if neither is given.
+        """
+        model = self.config.model
+        if model.widen_from:
+            path = existing_file(model.widen_from, 'model.widen_from')
+            report = widen_backbone(self.network.backbone, path, seed=self.config.run.seed)
+        elif model.pretrained:
+            report = load_backbone(self.network.backbone, _pretrained_file(model))
+        else:
+            return ''
         # Both remember weights, and should remember these.
         self.flips = FlipCounter(binary_layers(self.network))
         self.average = self._new_average()
@@ -98,9 +112,15 @@ class Learner:
         apply_phase(self.network, phase)
         self.loss.train()
         self.network.set_progress(min(1.0, epoch / self.config.run.epochs))
-        decay = self.config.model.temperature_decay
+        model = self.config.model
         # At temperature 0 a binary weight is a sign; at 1 it is its clamped latent.
-        self.network.set_temperature(decay**epoch if decay < 1 else 0.0)
+        if epoch < model.float_weight_epochs:
+            self.network.set_temperature(1.0, in_evaluation=True)
+            return f'{phase.name}, float weights'
+        # What BatchNorm has seen until now was of weights below 1: signs make all of it larger,
+        # so its running statistics are nearly those of signs after some 30 steps.
+        decay, signed_epochs = model.temperature_decay, epoch - model.float_weight_epochs
+        self.network.set_temperature(decay**signed_epochs if decay < 1 else 0.0)
         return phase.name
 
     def set_rates(self, epoch: float) -> dict[str, float]:
@@ -252,6 +272,12 @@ class Learner:
         self.flips.load_state_dict(state['flips'])
         if self.average:
             self.average.load_state_dict(state['average'])
+
+
+def _pretrained_file(model: ModelConfig) -> Path:
+    if model.pretrained == IMAGENET and model.name == EFFICIENTNET:
+        return weights_path()
+    return existing_file(model.pretrained, 'model.pretrained')
 
 
 def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:

@@ -147,7 +147,7 @@ class Trainer:
             self.learner.load_state_dict(state)
             self.tally.load_state_dict(state['tally'], self.team)
             self.step, self.figures = int(state['step']), dict(state['figures'])
-        elif self.config.model.pretrained:
+        else:
             report = self.learner.load_pretrained()
         self.team.share_weights(self.learner.network)
         self.team.share_weights(self.learner.loss)

@@ -48,13 +48,14 @@ class Backbone(nn.Module, ABC):
             if isinstance(module, BinaryConv2d) and module.weight.requires_grad:
                 module.clamp_latent()
 
-    def set_temperature(self, temperature: float) -> None:
-        """Set the temperature of all binary weights; see `BinaryConv2d.temperature`."""
+    def set_temperature(self, temperature: float, *, in_evaluation: bool = False) -> None:
+        """Set temperature and `soft_in_evaluation` of all binary weights; see `BinaryConv2d`."""
         if not temperature >= 0:
             raise ValueError(f'temperature must be 0 or positive, found {temperature}')
         for module in self.modules():
             if isinstance(module, BinaryConv2d):
                 module.temperature = temperature
+                module.soft_in_evaluation = in_evaluation
 
     def set_progress(self, share: float) -> None:
         """Tell which share of the training is done, 0 to 1; ReCU's quantile follows it."""

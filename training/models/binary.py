@@ -110,7 +110,7 @@ class BinaryConv2d(nn.Module):
 
     The module binarises its latent weights only; its input is binarised by the unit that owns it.
     Training and evaluation compute the same function unless a temperature is set; in evaluation
-    the weights are binary always.
+    the weights are binary unless `soft_in_evaluation` says otherwise.
 
     Parameters
     ----------
@@ -129,6 +129,10 @@ class BinaryConv2d(nn.Module):
     temperature : float
         Above 1e-7, training uses the soft weights ``clamp(weight / temperature, -1, 1)``. At 0,
         the default, it uses the signs. Not in the state: training sets it every epoch.
+    soft_in_evaluation : bool
+        Whether evaluation uses the soft weights too: in the first of two stages, where weights
+        are yet to become signs (Martinez et al. 2020, "Training Binary Neural Networks with
+        Real-to-Binary Convolutions"). Not in the state either.
     """
 
     def __init__(
@@ -142,10 +146,16 @@ class BinaryConv2d(nn.Module):
         shape = (channels_out, channels_in, kernel, kernel)
         self.weight = nn.Parameter(torch.randn(shape) * LATENT_INITIAL_STD)
         self.temperature = 0.0
+        self.soft_in_evaluation = False
+
+    @property
+    def present_temperature(self) -> float:
+        """Temperature of the weights in the present mode."""
+        return self.temperature if self.training or self.soft_in_evaluation else 0.0
 
     def effective_weight(self) -> Tensor:
         """Return the weights that convolve: signs, or soft ones while training hot."""
-        return binary_weight(self.weight, temperature=self.temperature if self.training else 0.0)
+        return binary_weight(self.weight, temperature=self.present_temperature)
 
     @torch.no_grad()
     def positive(self) -> Tensor:

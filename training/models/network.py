@@ -75,9 +75,12 @@ class GeoNetwork(nn.Module):
         """Bring parameters back into their ranges; call after every optimiser step."""
         self.backbone.clamp_parameters()
 
-    def set_temperature(self, temperature: float) -> None:
-        """Set the temperature of all binary weights; 0 makes them signs."""
-        self.backbone.set_temperature(temperature)
+    def set_temperature(self, temperature: float, *, in_evaluation: bool = False) -> None:
+        """Set the temperature of all binary weights; 0 makes them signs, in evaluation always.
+
+        With `in_evaluation` they are as soft there as in training.
+        """
+        self.backbone.set_temperature(temperature, in_evaluation=in_evaluation)
 
     def set_progress(self, share: float) -> None:
         """Tell which share of the training is done, 0 to 1; see `Backbone.set_progress`."""

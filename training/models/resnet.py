@@ -105,8 +105,7 @@ class RecuConv2d(BinaryConv2d):
         deviation = (centred.var(dim=(1, 2, 3), keepdim=True) + EPSILON).sqrt()
         standard = centred * (2.0 * math.sqrt(2.0)) / deviation
         limit = standard.detach().abs().mean() * -math.log(2.0 - 2.0 * self.tau)
-        temperature = self.temperature if self.training else 0.0
-        return binary_weight(standard.clamp(-limit, limit), temperature=temperature)
+        return binary_weight(standard.clamp(-limit, limit), temperature=self.present_temperature)
 
     @torch.no_grad()
     def positive(self) -> Tensor:

@@ -4,7 +4,7 @@
 
 Of every stratum of RSSCN7 (a land use at one of the four scales, which the file numbers 001-100,
 101-200, 201-300 and 301-400 of a class tell; 100 scenes) 80 go to train, 10 to validation and 10
-to test, drawn with a fixed seed. Scenes that share ground with another (`training.splits.overlaps`)
+to test, drawn with a fixed seed. Scenes that share ground with another (`overlaps`)
 all go to train, and the others of their stratum fill the other sides. RSSCN7 has 220 such pairs
 among 391 scenes: 35 within a scale, and 185 of a scene and one of the next scale that shows twice
 the ground a side, of which it is often the very middle. What is not looked for: overlaps of less
