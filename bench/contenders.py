@@ -90,8 +90,8 @@ def onnx_runtime(task: Task, threads: int) -> Contender:
 def convnext(task: Task, threads: int) -> Contender:
     """The full-precision backbone of MCCG."""
     import torch
-    from convnext_onnx import build_convnext
 
+    from training.convnext_onnx import build_convnext
     from training.models.convnext import make_convnext
 
     torch.manual_seed(0)

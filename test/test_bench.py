@@ -14,9 +14,9 @@ from bicrossnet_ros.engine.native import backends
 
 BENCH = Path(__file__).resolve().parents[1] / 'bench'
 sys.path.append(str(BENCH))  # scripts, no package: they import each other by their bare names
-convnext_onnx, contenders, document, layers, synthetic_embeddings = map(
+contenders, document, layers, synthetic_embeddings = map(
     importlib.import_module,
-    ('convnext_onnx', 'contenders', 'document', 'layers', 'synthetic_embeddings'),
+    ('contenders', 'document', 'layers', 'synthetic_embeddings'),
 )
 
 needs_engine = pytest.mark.skipif(not backends(), reason='the native engine is not built')
@@ -100,9 +100,10 @@ def test_synthetic_embeddings_have_the_statistics_that_were_measured():
     np.testing.assert_allclose(cosines, [0.90, 0.78, 0.68], atol=0.06)
 
 
-def test_convnext_of_the_benchmark_is_the_network_of_training():
+def test_convnext_in_onnx_is_the_network_of_training():
     torch = pytest.importorskip('torch')
     onnxruntime = pytest.importorskip('onnxruntime')
+    from training.convnext_onnx import build_convnext
     from training.models.convnext import ConvNeXtBlock, make_convnext
 
     torch.manual_seed(0)
@@ -112,7 +113,7 @@ def test_convnext_of_the_benchmark_is_the_network_of_training():
             torch.nn.init.normal_(module.gamma)
             torch.nn.init.normal_(module.norm.bias)
             torch.nn.init.normal_(module.mlp.fc2.bias)
-    graph = convnext_onnx.build_convnext(network).SerializeToString()
+    graph = build_convnext(network).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=['CPUExecutionProvider'])
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():

@@ -14,12 +14,15 @@ from bicrossnet_ros.engine import native
 from bicrossnet_ros.engine.model_file import Model, read_model
 from bicrossnet_ros.engine.onnx_graph import build_onnx
 from bicrossnet_ros.errors import ModelError
+from bicrossnet_ros.preprocess import Preprocessing
 from training.agreement import images_below, structured_images
 from training.checkpoint import network_from_checkpoint, save_checkpoint
 from training.config_files import config_from_dict, config_to_dict
 from training.data.loader import normalise
 from training.export import from_checkpoint, main, network_from_model, write_formats
-from training.models.network import make_network
+from training.float_onnx import build_float_onnx, write_float_onnx
+from training.models.convnext import ConvNeXtBlock
+from training.models.network import make_backbone, make_network
 
 CLASSES = ['0001', '0002', '0004']
 
@@ -42,6 +45,27 @@ def write_checkpoint(path, name: str, *, input_px: int = 64, **changes) -> None:
         'variant': 'average of the weights',
     }
     save_checkpoint(path, {**state, **changes})
+
+
+def randomise_convnext(network) -> None:
+    """Let the blocks count: their scales begin at 1e-6, and hide everything behind them."""
+    for module in network.modules():
+        if isinstance(module, ConvNeXtBlock):
+            torch.nn.init.normal_(module.gamma)
+            torch.nn.init.normal_(module.norm.bias)
+
+
+def randomised_state(name: str) -> dict:
+    """State of a float network with branches whose statistics and scales are not the first."""
+    config = config_from_dict({'model': {'name': name, 'bottleneck': 8}}, source='test')
+    torch.manual_seed(2)
+    network = make_network(config.model, classes=len(CLASSES))
+    randomise_convnext(network)
+    for module in network.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.05, 0.3)  # less: chaos, more: all alike
+    return network.state_dict()
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -145,10 +169,13 @@ def test_wrong_arguments(tmp_path, capsys):
     assert 'no such checkpoint' in said
     assert '--resume' not in said  # that belongs to the trainer
     write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
-    assert main([str(tmp_path / 'final.pt'), '--out', str(tmp_path / 'x.onnx')]) == 2
+    arguments = [str(tmp_path / 'final.pt'), '--out']
+    assert main([*arguments, str(tmp_path / 'x.pt')]) == 2
     said = capsys.readouterr().err
-    assert 'expected a name that ends in .safetensors' in said
-    assert '--formats' in said
+    assert 'expected a name that ends in .safetensors or .onnx or .tflite\n' in said
+    assert main([*arguments, str(tmp_path / 'x.onnx'), '--formats', 'safetensors']) == 2
+    said = capsys.readouterr().err
+    assert 'expected a name that ends in .safetensors, as --formats says' in said
     model = from_checkpoint(tmp_path / 'final.pt', name='given', record={})
     assert model.metadata.name == 'given'
 
@@ -169,6 +196,51 @@ def test_formats_beside_each_other(tmp_path, capsys):
     images = structured_images(4, size_px=80)
     first, second = (encoder.encode(images) for encoder in encoders)
     assert np.median((first * second).sum(axis=1)) > 0.999
+
+
+def test_the_suffix_says_the_format(tmp_path):
+    write_checkpoint(tmp_path / 'final.pt', 'bnext_nano')
+    assert main([str(tmp_path / 'final.pt'), '--out', str(tmp_path / 'a.onnx')]) == 0
+    assert open_encoder(tmp_path / 'a.onnx').model_name == 'a'
+    assert not (tmp_path / 'a.safetensors').exists()
+
+
+@pytest.mark.parametrize('name', ['efficientnet_lite0', 'convnext_femto'])
+def test_float_networks_fly_as_onnx(name, tmp_path, capsys):
+    write_checkpoint(tmp_path / 'final.pt', name, network=randomised_state(name))
+    out = tmp_path / 'float.onnx'
+    arguments = [str(tmp_path / 'final.pt'), '--data', 'noise', '--out']
+    assert main([*arguments, str(out)]) == 0
+    assert '.onnx in ONNX Runtime' in capsys.readouterr().out
+    encoder = open_encoder(out)
+    assert (encoder.model_name, encoder.preprocessing.input_height_px) == ('float', 64)
+    assert json.loads(out.with_suffix('.json').read_text())['data'] == 'noise'
+    images = structured_images(3, size_px=64)
+    backbone = network_from_checkpoint(tmp_path / 'final.pt').backbone
+    with torch.no_grad():
+        inputs = normalise(torch.from_numpy(images), Preprocessing(64, 64))
+        expected = unit_rows(backbone(inputs).numpy())
+    np.testing.assert_allclose(encoder.encode(images), expected, atol=2e-4)
+    assert (expected @ expected.T).min() < 0.99
+    assert main([*arguments, str(tmp_path / 'float.safetensors')]) == 2
+    assert 'which flies as ONNX alone; give --out' in capsys.readouterr().err
+
+
+def test_a_float_graph_that_disagrees_is_not_written(tmp_path):
+    torch.manual_seed(3)
+    networks = [make_backbone('convnext_femto').eval() for _ in range(2)]
+    for network in networks:
+        randomise_convnext(network)
+    proto = build_float_onnx(
+        networks[0], name='a', architecture='convnext_femto', input_px=32, training={}
+    )
+    images = structured_images(3, size_px=32)
+    path = tmp_path / 'a.onnx'
+    with pytest.raises(ModelError, match='does not agree with the network it was made from'):
+        write_float_onnx(path, proto, networks[1], images)
+    assert not path.exists()
+    assert len(write_float_onnx(path, proto, networks[0], images)) == 1
+    assert path.exists()
 
 
 def test_where_the_engine_is_not_wanted(tmp_path, capsys, monkeypatch):

