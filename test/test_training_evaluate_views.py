@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from views_fixture import draw_scene, write_scenes
 
+from bicrossnet_ros.descriptor import Projection
 from bicrossnet_ros.encoder import default_model_path
 from bicrossnet_ros.errors import ConfigError
 from training.data.views import CHANGES
-from training.evaluate_views import main, make_task
+from training.evaluate_views import KEYS, Evaluation, main, make_task
+from training.flight_rows import RowFile
 from training.views_metrics import by_group, figures, rank
 from training.views_models import open_model, parse_models
 from training.views_pictures import choose_failures
@@ -252,6 +254,43 @@ def test_the_command_measures_and_goes_on(folder, capsys):
     rows = json.loads(out.read_text())['rows']
     assert len(rows) == 5
     assert rows[0]['fingerprint'] != results['rows'][0]['fingerprint']
+
+
+class Colours:
+    """Embeds a patch as the colours of a grid of cells; with a projection to descriptors."""
+
+    model_id = 'colours'
+    projection = Projection(
+        np.full(48, 0.1, np.float32),
+        np.random.default_rng(0).normal(size=(48, 256)).astype(np.float16),
+    )
+
+    def encode(self, patches):
+        cells = [cv2.resize(patch, (4, 4), interpolation=cv2.INTER_AREA) for patch in patches]
+        rows = np.stack(cells).reshape(len(patches), -1).astype(np.float32) - 100
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_compressed_descriptors_are_compared_as_in_a_gallery(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr('training.evaluate_views.open_model', lambda path: Colours())
+    rows = RowFile(tmp_path / 'v.json', command='', revision='', keys=KEYS)
+    task = make_task(scenes, per_scene=4, seed=0)
+    typical = choose_conditions(['typical', 'noise'])
+    Evaluation(task, {'colours': tmp_path}, rows).run(typical)
+    found = {(row['condition'], row['descriptor']): row['recall_at_1'] for row in rows.rows}
+    assert sorted(found) == [
+        ('noise', 'float'),
+        ('typical', 'float'),
+        ('typical', 'packed'),
+        ('typical', 'projected'),
+    ]
+    views = render(scenes, task.places, typical[0], seed=0)
+    apply = Colours.projection.apply
+    tiles, queries = (apply(Colours().encode(x)) for x in (task.tiles.images, views))
+    for descriptor, stored in (('projected', tiles), ('packed', np.where(tiles >= 0, 1, -1))):
+        best = (queries @ stored.T).argmax(axis=1)
+        hits = task.right[np.arange(len(views)), best].mean()
+        assert found['typical', descriptor] == pytest.approx(hits)
 
 
 def test_known_errors_take_one_line(folder, capsys):

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from training.evaluate_views import KEYS, Evaluation, make_task
 from training.flight_rows import RowFile, fingerprint_of
 from training.progress import clock
 from training.splits import TRAIN, load_split, write_split
+from training.train import train
 from training.views_queries import choose_conditions
 from training.views_scenes import SCENE_PX, load_test_scenes
 
@@ -75,12 +75,12 @@ class Study:
         return replace(config, data=data, losses=losses)
 
     def train(self, row: Row, seed: int) -> dict[str, Any]:
-        """Train a run, or the rest of it, in a process of its own; returns its row.
+        """Train a run, or the rest of it; returns its row.
 
         Raises
         ------
-        ConfigError
-            If the training fails, or the folder holds another run.
+        BiCrossNetError
+            If it cannot be trained, or the folder holds another run.
         """
         run = self.out / f'{row.name}_seed{seed}'
         config = self.config(row, seed)
@@ -89,13 +89,7 @@ class Study:
         _check_same(run, config)
         file.write_text(f'# {row.says}\n{text}', encoding='utf-8')
         if not (run / 'final.pt').exists():
-            command = [sys.executable, '-m', 'training.train', str(file)]
-            command += ['--data', str(self.data), '--out', str(run)]
-            command += ['--resume'] if (run / 'checkpoint.pt').exists() else []
-            if code := _run(command):
-                raise ConfigError(
-                    f'{run}: its training ended with {code}, see above; the same command goes on'
-                )
+            train(config, data=self.data, out=run, resume=(run / 'checkpoint.pt').exists())
         return {
             'row': row.name,
             'seed': seed,
@@ -180,18 +174,6 @@ def _history(run: Path, config: TrainConfig) -> dict[str, Any]:
         'images_seen': last['step'] * per_step,
         'train_s': last['step'] * per_step / mean_speed if mean_speed else 0.0,
     }
-
-
-def _run(command: Sequence[str]) -> int:
-    """Run a command to its end; what interrupts us ends it too."""
-    print('$', shlex.join(command[1:]), file=sys.stderr, flush=True)
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
 
 
 def study(options: argparse.Namespace, *, command: str) -> None:

@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from bicrossnet_ros.descriptor import Projection, signs
 from bicrossnet_ros.errors import BiCrossNetError
 from training.checkpoint import git_revision
 from training.flight_rows import RowFile, fingerprint_of
@@ -51,7 +52,9 @@ from training.views_scenes import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-KEYS = ('model', 'condition', 'guesses')
+KEYS = ('model', 'condition', 'guesses', 'descriptor')
+# How tiles are stored: embeddings as they are, 256 numbers, their signs.
+FLOAT, PROJECTED, PACKED = 'float', 'projected', 'packed'
 PER_SCENE = 2
 # Guesses of an unknown heading, every 30 degrees: of a model that knows north from south.
 GUESSES = 12
@@ -129,24 +132,50 @@ class Evaluation:
             tiles=self._tiles_sha,
             places=self.task.places.centers.tolist(),
         )
-        guesses = (1, GUESSES) if condition.any_heading else (1,)
-        keys = [
-            {'model': name, 'condition': condition.name, 'guesses': count} for count in guesses
-        ]
+        keys = list(self._keys(name, condition))
         if all(self.rows.finished(key, fingerprint) for key in keys):
             return []
         queries = self._embed_queries(name, condition, views)
         made = []
-        for key, count in zip(keys, guesses, strict=True):
-            ranking = rank(queries[:, :count], self._gallery(name), self.task.right)
+        for key in keys:
+            compared = self._compared(name, queries[:, : key['guesses']], key['descriptor'])
+            ranking = rank(*compared, self.task.right)
             row = self._row(key, condition, ranking, fingerprint)
             self.rows.put(row)
             made.append(row)
+            if key['descriptor'] == FLOAT:
+                shown = ranking
         if self.pictures and condition.name in PICTURED:
             write_failures(
-                self.pictures / f'views_{name}_{condition.name}.jpg', self.task, views, ranking
+                self.pictures / f'views_{name}_{condition.name}.jpg', self.task, views, shown
             )
         return made
+
+    def _keys(self, name: str, condition: Condition) -> Iterator[dict[str, Any]]:
+        """Name the rows of a model under a condition; compressed ones only of the main ones."""
+        key = {'model': name, 'condition': condition.name}
+        for guesses in (1, GUESSES) if condition.any_heading else (1,):
+            yield {**key, 'guesses': guesses, 'descriptor': FLOAT}
+        if condition.group in ('none', 'together') and self._projection(name):
+            for descriptor in (PROJECTED, PACKED):
+                yield {**key, 'guesses': 1, 'descriptor': descriptor}
+
+    def _projection(self, name: str) -> Projection | None:
+        return getattr(self._models[name], 'projection', None)
+
+    def _compared(
+        self, name: str, queries: NDArray[np.float32], descriptor: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return queries (Q, K, B) and tiles (G, B) as a gallery compares and stores them."""
+        projection, gallery = self._projection(name), self._gallery(name)
+        if projection is None or descriptor == FLOAT:
+            return queries, gallery
+        flat = projection.apply(queries.reshape(-1, queries.shape[-1]))
+        gallery = projection.apply(gallery)
+        return (
+            flat.reshape(*queries.shape[:2], -1),
+            signs(gallery) if descriptor == PACKED else gallery,
+        )
 
     def _embed_queries(
         self, name: str, condition: Condition, views: NDArray[np.uint8]
@@ -194,6 +223,7 @@ def _sha(images: NDArray[np.uint8]) -> str:
 def _line(row: dict[str, Any]) -> str:
     low, high = row['interval_at_1']
     guesses = f', {row["guesses"]} guesses' if row['guesses'] > 1 else ''
+    guesses += f', {row["descriptor"]}' if row['descriptor'] != FLOAT else ''
     return (
         f'{row["model"]:24} {row["condition"] + guesses:36} recall@1 {row["recall_at_1"]:6.1%} '
         f'({low:.0%} to {high:.0%})  @5 {row["recall_at_5"]:6.1%}'
