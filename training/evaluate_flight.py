@@ -33,25 +33,22 @@ from bicrossnet_ros.flight import open_flight
 from training.baselines.brute_force import BruteForce
 from training.checkpoint import git_revision
 from training.flight_conditions import HEADINGS, parse_condition, some_frames, with_heading
+from training.flight_estimate import estimate_lines
 from training.flight_failures import write_failures
 from training.flight_gallery import RETRIEVALS
-from training.flight_growth import measure_growth
+from training.flight_growth import GROWTH_KEYS, Growth
 from training.flight_plan import (
     ALONE,
-    CHANGE_S,
     PIPELINE,
     Job,
     Wishes,
     check_conditions,
     list_jobs,
-    seconds_of,
 )
 from training.flight_retrieval import (
     answers,
     brute_force_answers,
     config_for,
-    encode_ms,
-    patches_of_frame,
     require_truth,
 )
 from training.flight_rows import (
@@ -62,7 +59,6 @@ from training.flight_rows import (
     recall_figures,
 )
 from training.flight_workshop import Workshop, parse_models, plain_values
-from training.progress import clock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONDITIONS = ('plain', 'distractors', 'mild', 'medium', 'strong')
@@ -141,7 +137,10 @@ class _Run:
         jobs = list_jobs(self._wishes)
         missing = [job for job in jobs if not self._rows.finished(job.key, self._print(job))]
         say(f'{len(jobs)} rows, {len(jobs) - len(missing)} of them finished')
-        self._estimate(missing)
+        growth = self._growth() if self._options.growth else None
+        left = growth.missing() if growth else []
+        for line in estimate_lines(self._shop, missing, left):
+            say(f'estimate: {line}')
         if self._options.estimate:
             return
         for number, job in enumerate(missing, 1):
@@ -153,21 +152,9 @@ class _Run:
                 f'{job.condition}: recall@1 {100 * row["recall_at_1_25m"]:.0f} % '
                 f'({time.monotonic() - start_s:.0f} s)'
             )
+        if growth:
+            growth.measure()
         options = self._options
-        if options.growth:
-            measure_growth(
-                self._shop,
-                RowFile(
-                    options.out / 'flight_growth.json',
-                    command=options.command,
-                    revision=git_revision(),
-                    keys=('method', 'area_times'),
-                ),
-                model=self._wishes.models[0],
-                times=options.growth,
-                frames=options.growth_frames,
-                picture=options.out / 'flight_growth.png',
-            )
         if options.failures:
             write_failures(
                 self._shop,
@@ -177,6 +164,23 @@ class _Run:
                 count=options.failures,
                 seed=options.seed,
             )
+
+    def _growth(self) -> Growth:
+        options = self._options
+        rows = RowFile(
+            options.out / 'flight_growth.json',
+            command=options.command,
+            revision=git_revision(),
+            keys=GROWTH_KEYS,
+        )
+        return Growth(
+            self._shop,
+            rows,
+            model=self._wishes.models[0],
+            times=options.growth,
+            frames=options.growth_frames,
+            picture=options.out / 'flight_growth.png',
+        )
 
     def _row(self, job: Job) -> dict[str, Any]:
         condition = parse_condition(job.condition)
@@ -189,7 +193,12 @@ class _Run:
             found = brute_force_answers(flight, matcher, crs=base.crs, label=label)
             figures = recall_figures(found, at=(1,)) | {'features': len(matcher)}
             return row | figures | pipeline_figures(found) | latency_figures(found)
-        gallery = self._shop.gallery(job.model, job.searched, distractors=condition.distractors)
+        gallery = self._shop.gallery(
+            job.model,
+            job.searched,
+            distractors=condition.distractors,
+            descriptor=job.descriptor,
+        )
         found = answers(
             with_heading(flight, job.heading, seed=self._options.seed),
             gallery,
@@ -204,6 +213,7 @@ class _Run:
             'tiles': len(gallery.tile_east_m),
             'tile_size_m': gallery.tile_size_m,
             'embedding_dim': gallery.manifest.embedding_dim,
+            'tile_bytes': gallery.manifest.tile_bytes,
             'distractor_scenes': self._shop.mosaic().scenes if condition.distractors else 0,
         }
         return row | (pipeline_figures(found) if job.retrieval == PIPELINE else {})
@@ -223,54 +233,6 @@ class _Run:
             flight=_sha256(self._options.flight / 'flight.csv'),
             seed=self._options.seed,
         )
-
-    def _estimate(self, missing: Sequence[Job]) -> None:
-        """Say how long what is missing will take, model by model."""
-        frames = len(self._shop.flight)
-        spent: dict[str, float] = {}
-        changed = {job.condition for job in missing if parse_condition(job.condition).kinds}
-        if changed:
-            spent['changing the frames'] = len(changed) * frames * CHANGE_S
-        for name in dict.fromkeys(job.model for job in missing):
-            own = [job for job in missing if job.model == name]
-            if own[0].retrieval == ALONE:
-                spent[name] = sum(
-                    seconds_of(one, frames=frames, patches=0, image_s=0) for one in own
-                )
-                continue
-            image_s = {
-                kind: 1e-3 * encode_ms(self._shop.encoder(name), self._tile_px(kind))
-                for kind in {one.searched for one in own}
-            }
-            spent[name] = sum(
-                seconds_of(
-                    one,
-                    frames=frames,
-                    patches=patches_of_frame(
-                        self._shop.flight, self._shop.base(one.searched), one.searched, one.heading
-                    ),
-                    image_s=image_s[one.searched],
-                )
-                for one in own
-            ) + sum(
-                len(tiles) * image_s[kind]
-                for kind, distractors in {
-                    (one.searched, parse_condition(one.condition).distractors) for one in own
-                }
-                for tiles in self._shop.tiles(kind, distractors=distractors)
-                if not self._shop.embedded(name, kind, tiles)
-            )
-        for name, seconds in spent.items():
-            say(f'estimate: {clock(seconds)} {name}')
-        say(
-            f'estimate: {clock(sum(spent.values()))} in all on one core as busy as now; to save: '
-            '--lean the float models (no distractors; under changes the autopilot heading alone), '
-            '--distractor-scenes 60, --retrievals vote, --each-kind none, --baselines none, '
-            '--growth none'
-        )
-
-    def _tile_px(self, retrieval: str) -> int:
-        return self._shop.base(retrieval).manifest.tile_px
 
 
 def _world_code() -> str:
@@ -323,7 +285,7 @@ def _options(parsed: argparse.Namespace, *, command: str) -> FlightOptions:
         name: ()
         if 'none' in getattr(parsed, name)
         else tuple(dict.fromkeys(getattr(parsed, name)))
-        for name in ('conditions', 'pipeline', 'baselines', 'growth')
+        for name in ('conditions', 'pipeline', 'baselines', 'descriptors', 'growth')
     }
     growth = _growth(none_is_empty.pop('growth'))
     wishes = Wishes(
@@ -370,7 +332,14 @@ def _parser() -> argparse.ArgumentParser:
     add('--map', type=Path, required=True, metavar='MAP', help='georeferenced raster of the area')
     add('--models', nargs='+', required=True, metavar='NAME=FILE', help="the product's first")
     add('--out', type=Path, required=True, metavar='DIR', help='folder for the results')
-    add('--lean', nargs='+', default=(), metavar='NAME', help='models with the least rows')
+    add(
+        '--lean',
+        nargs='+',
+        default=(),
+        metavar='NAME',
+        help='models without the dearest rows: voting with an unknown heading, distractors, and '
+        'under changes all but voting with the autopilot heading; VLAD always is',
+    )
     add('--conditions', nargs='+', default=CONDITIONS, metavar='NAME', help='or none')
     add('--headings', nargs='+', default=tuple(HEADINGS), choices=tuple(HEADINGS))
     add('--retrievals', nargs='+', default=tuple(RETRIEVALS), choices=tuple(RETRIEVALS))
@@ -380,6 +349,13 @@ def _parser() -> argparse.ArgumentParser:
         default=('plain', 'mild', 'medium', 'strong'),
         metavar='NAME',
         help="conditions of the whole pipeline with the product's model, or none",
+    )
+    add(
+        '--descriptors',
+        nargs='+',
+        default=('none',),
+        choices=('float256', 'packed', 'none'),
+        help="compressed descriptors of the product's model in the plain condition, or none",
     )
     add(
         '--each-kind',

@@ -111,12 +111,15 @@ def write_failures(
         found.append(_failure(gallery, config, frame, estimate.candidates, distances, truth_m))
     for stale in out.glob('failures_*.jpg'):
         stale.unlink()
-    found = sorted(found, key=lambda one: -one.distance_m)[:count]
+    shown = sorted(found, key=lambda one: -one.distance_m)[:count]
     paths = []
-    for number, start in enumerate(range(0, len(found), PER_SHEET), 1):
+    for number, start in enumerate(range(0, len(shown), PER_SHEET), 1):
         paths.append(out / f'failures_{number}.jpg')
-        title = f'{model}, vote, heading {heading}, {condition}: {len(found)} of the failures'
-        _save(failure_sheet(found[start : start + PER_SHEET], title=title), paths[-1])
+        title = (
+            f'{model}, heading {heading}, {condition}: the {len(shown)} furthest off of '
+            f'{len(found)} frames (of {len(flight)}) placed wrongly'
+        )
+        _save(failure_sheet(shown[start : start + PER_SHEET], title=title), paths[-1])
     return paths
 
 
@@ -225,6 +228,7 @@ def _outline(axes: Axes, failure: Failure, color: str) -> None:
         corner = east_m - 0.5 * side, north_m - 0.5 * side
         axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor='w', linewidth=0.6))
     axes.plot(0, 0, marker='+', color=color, markersize=7)
+    axes.set(xlim=(-0.5 * SHOWN_M, 0.5 * SHOWN_M), ylim=(-0.5 * SHOWN_M, 0.5 * SHOWN_M))
 
 
 def _caption(failure: Failure, column: int) -> str:

@@ -20,12 +20,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bicrossnet_ros.descriptor import HOW_TO_FIT, Projection
+from bicrossnet_ros.encoder import Encoder
 from bicrossnet_ros.errors import ConfigError, MapError
 from bicrossnet_ros.gallery import Gallery, open_gallery
 from bicrossnet_ros.geodesy import to_wgs84_many
 from bicrossnet_ros.geopackage import GeoPackage
 from bicrossnet_ros.geopackage_format import TileRow
-from bicrossnet_ros.manifest import INDEX_NAME, MANIFEST_NAME, MAP_NAME, sha256_of
+from bicrossnet_ros.manifest import EMBEDDING_KINDS, INDEX_NAME, MANIFEST_NAME, MAP_NAME, sha256_of
 from bicrossnet_ros.tile_index import Float32Array, build_index, index_parameters, write_index
 from bicrossnet_ros.types import FloatArray, ImageArray
 from training.flight_mosaic import Mosaic
@@ -198,6 +200,8 @@ def write_gallery(
     out: Path,
     encoder: FlightEncoder,
     parts: Sequence[tuple[FloatArray, Float32Array]],
+    *,
+    descriptor: str = 'float32',
 ) -> Path:
     """Write a gallery with the map of another one and tiles of one's own.
 
@@ -211,9 +215,19 @@ def write_gallery(
         What made the embeddings.
     parts : sequence of (centers_m, embeddings)
         Tile centres (T, 2) as (east, north), and their rows (T, D).
+    descriptor : str
+        One of `manifest.EMBEDDING_KINDS`: what is stored of the rows.
+
+    Raises
+    ------
+    ConfigError
+        If a compressed descriptor is asked for and the model has none.
     """
     centers_m = np.concatenate([centers for centers, _ in parts])
     embeddings = np.concatenate([rows for _, rows in parts])
+    packed = descriptor == 'packed'
+    if descriptor != 'float32':
+        embeddings = _projection(encoder).apply(embeddings)
     partial = out.with_suffix('.partial')
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -226,12 +240,15 @@ def write_gallery(
         raster.delete_tiles()
         raster.write_tiles(_tile_rows(manifest.crs, centers_m))
         raster.connection.execute('COMMIT')
-    parameters = index_parameters('flat', len(centers_m))
+    parameters = index_parameters('flat', len(centers_m), packed=packed)
     write_index(build_index(embeddings, parameters), partial / INDEX_NAME)
     manifest = replace(
         manifest,
+        format_version=EMBEDDING_KINDS[descriptor],
         tile_count=len(centers_m),
-        embedding_dim=encoder.embedding_dim,
+        embedding_dim=embeddings.shape[1],
+        embedding_kind=descriptor,
+        preprocessing=_preprocessing(encoder),
         model_id=encoder.model_id,
         model_name=encoder.model_name,
         index=parameters,
@@ -243,9 +260,26 @@ def write_gallery(
     return out
 
 
-def open_written(path: Path) -> Gallery:
+def open_written(path: Path, encoder: FlightEncoder, *, descriptor: str = 'float32') -> Gallery:
     """Open what `write_gallery` wrote a moment ago: its checksums need no second look."""
-    return open_gallery(path, verify=False)
+    if descriptor == 'float32':
+        return open_gallery(path, verify=False)
+    assert isinstance(encoder, Encoder), 'write_gallery asked for its projection'
+    return open_gallery(path, encoder=encoder, verify=False)
+
+
+def _projection(encoder: FlightEncoder) -> Projection:
+    found = encoder.projection if isinstance(encoder, Encoder) else None
+    if found is None:
+        raise ConfigError(
+            f'{encoder.model_name} has no compressed descriptor: {HOW_TO_FIT}; or --descriptors '
+            'none'
+        )
+    return found
+
+
+def _preprocessing(encoder: FlightEncoder) -> dict[str, Any]:
+    return encoder.preprocessing.to_dict() if isinstance(encoder, Encoder) else {}
 
 
 def _tile_rows(crs: str, centers_m: FloatArray) -> Iterator[TileRow]:

@@ -24,6 +24,7 @@ from training.figures import FAINT, STYLE, save_figure
 from training.flight_conditions import some_frames
 from training.flight_gallery import GAP_M, map_tiles, open_written, write_gallery
 from training.flight_mosaic import SCENE_PX, Mosaic
+from training.flight_plan import ALONE
 from training.flight_retrieval import answers, brute_force_answers, config_for
 from training.flight_rows import RowFile, fingerprint_of, latency_figures, recall_figures
 from training.flight_workshop import BRUTE_FORCE, Workshop
@@ -33,27 +34,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RETRIEVAL = 'retrieval'
+GROWTH_KEYS = ('method', 'area_times')
 # Frames that brute force is given times the area, at most: 64 times the area takes seconds each.
 BRUTE_FORCE_WORK = 384
 LEAST_FRAMES = 6
 
 
-def measure_growth(
-    shop: Workshop,
-    rows: RowFile,
-    *,
-    model: str,
-    times: Sequence[int],
-    frames: int,
-    picture: Path,
-) -> None:
-    """Make the rows of every area that are missing, and draw all.
+class Growth:
+    """The rows of every area and method, and their picture.
 
     Parameters
     ----------
     shop : Workshop
     rows : RowFile
-        With the keys `method` and `area_times`.
+        With the keys `GROWTH_KEYS`.
     model : str
         That retrieval is done with.
     times : sequence of int
@@ -63,39 +57,75 @@ def measure_growth(
     picture : Path
         PNG to draw.
     """
-    base = shop.base('vote')
-    made_of = {
-        'tiles': [tiles.fingerprint for tiles in shop.tiles('vote', distractors=True)],
-        'frames': frames,
-        'model': shop.encoder(model).model_id,
-    }
-    for area_times in times:
-        for method, make in ((RETRIEVAL, _retrieval), (BRUTE_FORCE, _brute_force)):
-            key = {'method': method, 'area_times': area_times}
-            fingerprint = fingerprint_of(**made_of, **key)
-            if rows.finished(key, fingerprint):
-                continue
-            row = make(shop, model, area_times, frames)
-            area_km2 = area_times * _area_m2(base) / 1e6
-            distinct = min(area_times, 1 + shop.mosaic().scenes * _scene_m2(base) / _area_m2(base))
-            rows.put(
-                {**key, 'fingerprint': fingerprint, 'area_km2': area_km2}
-                | {'distinct_times': distinct, **row}
+
+    def __init__(
+        self,
+        shop: Workshop,
+        rows: RowFile,
+        *,
+        model: str,
+        times: Sequence[int],
+        frames: int,
+        picture: Path,
+    ) -> None:
+        self._shop, self._rows = shop, rows
+        self._model, self._times, self._frames = model, tuple(times), frames
+        self._picture = picture
+
+    def missing(self) -> list[int]:
+        """Areas that some method has not been measured on."""
+        return list(dict.fromkeys(area_times for area_times, _ in self._missing()))
+
+    def measure(self) -> None:
+        """Make the rows that are missing, and draw all."""
+        shop, base = self._shop, self._shop.base('vote')
+        for area_times, method in self._missing():
+            make = _retrieval if method == RETRIEVAL else _brute_force
+            figures = make(shop, self._model, area_times, self._frames)
+            scenes = shop.mosaic().scenes if area_times > 1 else 0
+            distinct = 1 + scenes * _scene_m2(base) / _area_m2(base)
+            row = {
+                'method': method,
+                'area_times': area_times,
+                'fingerprint': self._print(method, area_times),
+                'area_km2': area_times * _area_m2(base) / 1e6,
+                'distinct_times': min(area_times, distinct),
+            }
+            self._rows.put(row | figures)
+        if self._rows.rows:
+            save_figure(growth_figure(self._rows.rows), self._picture)
+
+    def _missing(self) -> list[tuple[int, str]]:
+        return [
+            (area_times, method)
+            for area_times in self._times
+            for method in (RETRIEVAL, ALONE)
+            if not self._rows.finished(
+                {'method': method, 'area_times': area_times}, self._print(method, area_times)
             )
-    if rows.rows:
-        save_figure(growth_figure(rows.rows), picture)
+        ]
+
+    def _print(self, method: str, area_times: int) -> str:
+        tiles = self._shop.tiles('vote', distractors=area_times > 1)
+        return fingerprint_of(
+            method=method,
+            area_times=area_times,
+            tiles=[part.fingerprint for part in tiles],
+            frames=[one.file for one in some_frames(self._shop.flight, self._frames).records],
+            model=self._shop.encoder(self._model).model_id if method == RETRIEVAL else '',
+        )
 
 
 def _retrieval(shop: Workshop, model: str, area_times: int, frames: int) -> dict[str, Any]:
     base, encoder = shop.base('vote'), shop.encoder(model)
-    own, other = shop.tiles('vote', distractors=True)
+    own, *others = shop.tiles('vote', distractors=area_times > 1)
     parts = [(own.centers_m, shop.embeddings(model, 'vote', own))]
-    if area_times > 1:
+    for other in others:
         rows = shop.embeddings(model, 'vote', other)
         wanted = (area_times - 1) * len(own)
         parts += repeated(other.centers_m, rows, wanted, step_m=_step_m(base, shop.mosaic()))
     path = write_gallery(base, shop.folder / 'growth.gallery', encoder, parts)
-    with open_written(path) as gallery:
+    with open_written(path, encoder) as gallery:
         found = answers(
             some_frames(shop.flight, frames),
             gallery,
@@ -180,7 +210,7 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.9), layout='constrained')
         spent, found = figure.subplots(1, 2)
-        for method, color, marker in ((RETRIEVAL, '#1f5fa8', 'o'), (BRUTE_FORCE, '#c8641e', 's')):
+        for method, color, marker in ((RETRIEVAL, '#1f5fa8', 'o'), (ALONE, '#c8641e', 's')):
             own = sorted(
                 (row for row in rows if row['method'] == method),
                 key=lambda row: row['area_times'],
@@ -201,6 +231,9 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Figure:
             found.fill_between(area, low, high, color=color, alpha=0.12, linewidth=0)
         for axes in (spent, found):
             axes.set_xscale('log')
+            area = sorted({row['area_km2'] for row in rows})
+            axes.set_xticks(area, [f'{one:.2g}' for one in area])
+            axes.minorticks_off()
             axes.set_xlabel('area of the map in km²')
             axes.legend(frameon=False, fontsize=7)
             axes.grid(color=FAINT, alpha=0.25, linewidth=0.5)

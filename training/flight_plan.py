@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from training.flight_conditions import DISTRACTORS, PLAIN, each_kind, parse_condition
 from training.flight_workshop import BRUTE_FORCE, VLAD
 
 PIPELINE, ALONE = 'pipeline', 'brute force'
 ANY_HEADING = 'any'
+FLOAT = 'float32'
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be made; `retrieval` is 'vote', 'single', 'pipeline' or 'brute force'."""
+    """One row to be made.
+
+    `retrieval` is 'vote', 'single', 'pipeline', 'brute force', or 'vote packed' and 'vote
+    float256': by compressed descriptors.
+    """
 
     model: str
     retrieval: str
@@ -29,7 +34,12 @@ class Job:
     @property
     def searched(self) -> str:
         """With which tiles."""
-        return 'vote' if self.retrieval in (PIPELINE, ALONE) else self.retrieval
+        return 'single' if self.retrieval == 'single' else 'vote'
+
+    @property
+    def descriptor(self) -> str:
+        """What the gallery stores of a tile."""
+        return self.retrieval.partition(' ')[2] if self.retrieval.startswith('vote ') else FLOAT
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,9 @@ class Wishes:
     models : tuple of str
         The product's model first.
     lean : tuple of str
-        Models that are asked only what the others are compared by: any heading in the plain
-        condition, elsewhere the autopilot's alone, and no distractors.
+        Models that are asked only what the others are compared by: no voting with an unknown
+        heading (18 times the work), no distractors, and of the changed worlds only voting with
+        the autopilot's heading.
     conditions, headings, retrievals : tuple of str
     pipeline : tuple of str
         Conditions of the whole pipeline, with the product's model and the autopilot's heading.
@@ -50,6 +61,8 @@ class Wishes:
         Strength of the world changes one by one, for the product's model; '': none.
     baselines : tuple of str
         Of 'vlad', 'brute_force'.
+    descriptors : tuple of str
+        Of 'float256', 'packed': compressed descriptors of the product's model, plain condition.
     """
 
     models: tuple[str, ...]
@@ -59,7 +72,8 @@ class Wishes:
     retrievals: tuple[str, ...] = ('vote', 'single')
     pipeline: tuple[str, ...] = ()
     each_kind: str = ''
-    baselines: tuple[str, ...] = field(default=())
+    baselines: tuple[str, ...] = ()
+    descriptors: tuple[str, ...] = ()
 
 
 def list_jobs(wishes: Wishes) -> list[Job]:
@@ -78,6 +92,10 @@ def _of_condition(wishes: Wishes, condition: str, alone: bool) -> Iterator[Job]:
         names = [*wishes.models, *([VLAD] if 'vlad' in wishes.baselines else [])]
         for name in names:
             yield from _of_model(wishes, name, condition, compared)
+        if condition == PLAIN:
+            for descriptor in wishes.descriptors:
+                for heading in wishes.headings:
+                    yield Job(product, f'vote {descriptor}', heading, condition)
         if 'brute_force' in wishes.baselines and condition != DISTRACTORS:
             yield Job(BRUTE_FORCE, ALONE, ANY_HEADING, condition)
     if condition in wishes.pipeline:
@@ -94,7 +112,9 @@ def _of_model(wishes: Wishes, name: str, condition: str, compared: str) -> Itera
         return
     for retrieval in wishes.retrievals:
         for heading in wishes.headings:
-            if lean and condition != PLAIN and heading != compared:
+            if lean and (retrieval, heading) == ('vote', 'unknown'):
+                continue
+            if lean and condition != PLAIN and (retrieval, heading) != ('vote', compared):
                 continue
             yield Job(name, retrieval, heading, condition)
 
@@ -103,30 +123,3 @@ def check_conditions(names: Sequence[str]) -> None:
     """Raise ConfigError if one is unknown."""
     for name in names:
         parse_condition(name)
-
-
-# Seconds that were measured on one core of a busy two-core server, for the estimate alone.
-WARP_S = 0.0006
-CHANGE_S = 0.15
-REGISTER_S = {True: 0.25, False: 1.5}
-BRUTE_FORCE_S = 0.15
-
-
-def seconds_of(job: Job, *, frames: int, patches: int, image_s: float) -> float:
-    """How long a row takes, but for the embeddings of its tiles and the change of its frames.
-
-    Parameters
-    ----------
-    job : Job
-    frames : int
-    patches : int
-        Of each frame.
-    image_s : float
-        To embed one.
-    """
-    if job.retrieval == ALONE:
-        return frames * BRUTE_FORCE_S
-    seconds = frames * patches * (image_s + WARP_S)
-    if job.retrieval == PIPELINE:
-        seconds += frames * REGISTER_S[job.condition in (PLAIN, DISTRACTORS)]
-    return seconds

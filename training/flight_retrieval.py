@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.errors import ConfigError
@@ -15,10 +13,7 @@ from bicrossnet_ros.fix_record import FixRecord
 from bicrossnet_ros.flight import Flight
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.geodesy import to_projected, to_wgs84
-from bicrossnet_ros.hypotheses import interpret
 from bicrossnet_ros.localizer import Localizer
-from bicrossnet_ros.patch import FramePyramid
-from bicrossnet_ros.query_patches import cut_patches
 from bicrossnet_ros.replay import replay, settle_config
 from training.baselines.brute_force import BruteForce
 from training.flight_conditions import HEADINGS
@@ -97,12 +92,20 @@ def brute_force_answers(
                 'register': answer.register_ms,
                 'total': answer.total_ms,
             }
-            found = FixRecord(record.file, record.stamp_s, 'no_fix', timings_ms=timings)
+            found = FixRecord(
+                record.file,
+                record.stamp_s,
+                'no_fix',
+                reason=answer.reason,
+                detail=answer.detail,
+                timings_ms=timings,
+            )
             if answer.center_m is not None:
                 lat_deg, lon_deg = to_wgs84(crs, *answer.center_m.tolist())
                 found = replace(
                     found,
                     status='fix',
+                    reason='',
                     center_lat_deg=lat_deg,
                     center_lon_deg=lon_deg,
                     inliers=answer.inliers,
@@ -131,32 +134,3 @@ def require_truth(flight: Flight, gallery: Gallery) -> None:
     raise ConfigError(
         f'{flight.name}: no frame was taken above the map; give the map it flew over'
     )
-
-
-def patches_of_frame(flight: Flight, gallery: Gallery, retrieval: str, heading: str) -> int:
-    """How many patches of a frame are embedded, as the first usable frame has them."""
-    config = config_for(retrieval)
-    record = next(record for record in flight.records if not record.problem)
-    frame = flight.frame(record, heading=HEADINGS[heading])
-    hypotheses = interpret(frame, config.camera, convergence_deg=0.0).hypotheses
-    manifest = gallery.manifest
-    patches, _ = cut_patches(
-        FramePyramid(frame.image),
-        hypotheses,
-        tile_px=manifest.tile_px,
-        gsd_m=manifest.gsd_m,
-        limit=config.retrieval.patches,
-    )
-    return len(patches)
-
-
-def encode_ms(encoder: FlightEncoder, tile_px: int) -> float:
-    """Milliseconds an image of this encoder here and now, from three small batches."""
-    images = np.random.default_rng(0).integers(0, 256, (8, tile_px, tile_px, 3), dtype=np.uint8)
-    encoder.encode(images[:1])
-    spent = []
-    for _ in range(3):
-        start = time.perf_counter()
-        encoder.encode(images)
-        spent.append(time.perf_counter() - start)
-    return 1e3 * min(spent) / len(images)

@@ -77,7 +77,7 @@ class Workshop:
         self._seed, self._threads = seed, threads
         self._bases: dict[str, Gallery] = {}
         self._encoders: dict[str, FlightEncoder] = {}
-        self._open: tuple[tuple[str, str, bool], Gallery] | None = None
+        self._open: tuple[tuple[str, str, bool, str], Gallery] | None = None
         self._mosaic: Mosaic | None = None
         self._features: list[Features] | None = None
         self._changed: tuple[Condition, Flight] | None = None
@@ -105,9 +105,11 @@ class Workshop:
         own = [map_tiles(base)]
         return [*own, mosaic_tiles(base, self.mosaic())] if distractors else own
 
-    def gallery(self, name: str, retrieval: str, *, distractors: bool) -> Gallery:
+    def gallery(
+        self, name: str, retrieval: str, *, distractors: bool, descriptor: str = 'float32'
+    ) -> Gallery:
         """A model's gallery; the last one stays open."""
-        key = name, retrieval, distractors
+        key = name, retrieval, distractors, descriptor
         if self._open is None or self._open[0] != key:
             parts = [
                 (tiles.centers_m, self.embeddings(name, retrieval, tiles))
@@ -117,8 +119,9 @@ class Workshop:
                 self._open[1].close()
             path = self.folder / 'model.gallery'
             encoder = self.encoder(name)
-            written = write_gallery(self.base(retrieval), path, encoder, parts)
-            self._open = key, open_written(written)
+            base = self.base(retrieval)
+            write_gallery(base, path, encoder, parts, descriptor=descriptor)
+            self._open = key, open_written(path, encoder, descriptor=descriptor)
         return self._open[1]
 
     def embeddings(self, name: str, retrieval: str, tiles: Tiles) -> Float32Array:

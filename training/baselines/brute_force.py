@@ -39,14 +39,15 @@ class Answer:
     center_m : ndarray of shape (2,) or None
         (east, north); None: not registered.
     inliers : int
-    detail : str
-        Why there is none.
+    reason, detail : str
+        Why there is none, as `types.Reason` and for people.
     extract_ms, match_ms, register_ms : float
         Time of the stages.
     """
 
     center_m: FloatArray | None
     inliers: int
+    reason: str
     detail: str
     extract_ms: float
     match_ms: float
@@ -107,9 +108,9 @@ class BruteForce:
         times.append(time.perf_counter())
         spent = 1e3 * np.diff(times)
         if isinstance(found, Refusal):
-            return Answer(None, found.inliers, found.detail, *spent.tolist())
+            return Answer(None, found.inliers, str(found.reason), found.detail, *spent.tolist())
         middle = apply(found.homography, np.zeros((1, 2)))[0] + found.origin_m
-        return Answer(middle, found.inliers, '', *spent.tolist())
+        return Answer(middle, found.inliers, '', '', *spent.tolist())
 
     def _features(self, image: NDArray[np.uint8], gsd_m: float) -> Features:
         """Points in metres right of and above the image's middle, as east and north are."""
