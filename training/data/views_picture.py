@@ -2,7 +2,7 @@
 
 python -m training.data.views_picture --scenes FOLDER --out docs/images
 
-writes views_effects.jpg (a tile, and every effect alone, drawn four times), views_pairs.jpg
+writes views_effects.jpg (a tile, and every effect alone, four times), views_pairs.jpg
 (tiles and queries as training draws them) and views_strengths.jpg (all changes of the world at
 once, in the three strengths of the evaluation).
 """
@@ -10,6 +10,7 @@ once, in the three strengths of the evaluation).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +21,16 @@ from numpy.typing import NDArray
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.data.maps import open_maps
-from training.data.view_config import ViewConfig, only
+from training.data.sensor import apply_sensor
+from training.data.view_config import GEOMETRY_CHANGES, ViewConfig, only
 from training.data.views import CHANGES, Place, look, view_pair
-from training.data.world import STRENGTHS, change_world
+from training.data.world import STRENGTHS, apply_world, change_world
 
 Image = NDArray[np.uint8]
 
 GAP_PX, LABEL_PX = 4, 15
 DRAWS = 4
-# Of one sheet; four times 75 is more than a page needs.
-JPEG_QUALITY = 82
+JPEG_QUALITY = 72
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'one scene',
     )
     parser.add_argument('--out', type=Path, required=True, help='folder for the sheets')
-    parser.add_argument('--side-px', type=int, default=128, help='side of a view')
+    parser.add_argument('--side-px', type=int, default=100, help='side of a view')
     parser.add_argument('--seed', type=int, default=0, help='of everything random')
     options = parser.parse_args(arguments)
     try:
@@ -90,17 +91,27 @@ def write_sheets(
 
 
 def effects_sheet(scene: Image, *, side_px: int, seed: int) -> Image:
-    """Draw a tile and every effect alone, each with its own generator."""
+    """Draw a tile and every effect alone, each with its own generator.
+
+    Geometry is drawn at random, with any heading; the tilt is removed in the first half of the
+    draws, as well as the product can, and left in the second. Strengths of the rest rise from
+    left to right up to the largest that training draws by default.
+    """
     place = _middle(scene)
     tile = look(scene, place, side_px)
     strips = [_labelled([tile] * DRAWS, 'the tile, four times', side_px)]
+    config = ViewConfig(heading_error_deg=180)
     for number, name in enumerate(CHANGES):
-        # Strengths and headings that are drawn low would look like none at all.
-        config = only(name, config=ViewConfig(heading_error_deg=180, full_tilt_share=0.5))
         views = []
         for draw in range(DRAWS):
             rng = np.random.default_rng((seed, number, draw))
-            views.append(view_pair(scene, place, rng, size_px=side_px, config=config)[1])
+            if name in GEOMETRY_CHANGES:
+                left = float(draw >= DRAWS // 2)
+                alone = only(name, config=dataclasses.replace(config, full_tilt_share=left))
+                views.append(view_pair(scene, place, rng, size_px=side_px, config=alone)[1])
+                continue
+            drawn = {name: getattr(config, name) * (draw + 1) / DRAWS}
+            views.append(apply_sensor(apply_world(tile, rng, drawn), rng, drawn))
         strips.append(_labelled(views, name, side_px))
     return _columns(strips, 2)
 
