@@ -1,16 +1,18 @@
 """Ablation studies: what a plan trains at which budget, and the command from plan to table."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from views_fixture import write_scenes
 
+import training.ablations
 from bicrossnet_ros.errors import ConfigError
 from training.ablation_plan import load_plan, row_config
 from training.ablations import Study, main, thin
-from training.config_files import load_config
+from training.config_files import config_to_dict, load_config
 from training.splits import load_split
 
 CONFIG = {
@@ -80,7 +82,7 @@ def test_places_of_the_plan_count_for_its_budget(folder):
         ([{'name': 'a', 'says': '', 'sets': []}], {}, r"unknown keys \['sets'\]"),
         ([{'name': 'a'}], {}, r"missing keys \['says'\]"),
         (ROWS, {'epochs': 3}, r"unknown keys \['epochs'\]"),
-        (ROWS, {'scenes': 1.5}, 'scenes is 1.5; expected a number above 0, at most 1'),
+        (ROWS, {'scenes': 1.5}, 'scenes is 1.5; expected a whole number above 0'),
         ([*ROWS, ROWS[0]], {}, 'everything stands twice'),
         ([{'name': 'a', 'says': ''}], {}, 'a is compared with everything, which is no row'),
         ([{**ROWS[0], 'seeds': ['x']}], {}, 'expected whole numbers'),
@@ -96,28 +98,42 @@ def test_what_a_plan_cannot_say(folder, rows, fields, message):
 
 def test_thinning_is_even():
     names = [f'{k:03d}' for k in range(100)]
-    assert thin(names, 1) == names
-    kept = thin(names, 0.25)
+    assert thin(names, 100) == thin(names, 1000) == names
+    kept = thin(names, 25)
     assert len(kept) == 25
     assert set(np.diff(np.asarray(kept, int))) == {4}
-    assert len(thin(names, 0.001)) == 1
+    assert len(thin(names, 0)) == 1
 
 
-def test_a_share_of_the_data_leaves_the_other_sides(folder):
+def test_a_share_of_the_data_leaves_the_validation(folder):
     rows = [ROWS[0], {'name': 'few', 'says': '', 'data': 0.5}]
-    plan = load_plan(write_plan(folder, rows, scenes=0.5))
+    plan = load_plan(write_plan(folder, rows, scenes=4))
     study = Study(plan, data=folder / 'data', out=folder / 'out')
     for row, count in zip(plan.rows, (4, 2), strict=True):
-        split = load_split(
-            study.config(row, 0).data.split and folder / 'out' / 'splits' / (f'{count}_scenes.csv')
-        )
-        sides = list(split.values())
-        assert (sides.count('train'), sides.count('validation'), sides.count('test')) == (
-            count,
-            1,
-            2,
-        )
+        split = load_split(Path(study.config(row, 0).data.split))
+        assert sorted(split.values()) == ['train'] * count + ['validation']
         assert set(split.items()) <= set(NAMES.items())
+
+
+def test_the_shipped_plan_can_be_trained():
+    folder = Path(training.ablations.__file__).parent / 'configs'
+    plan = load_plan(folder / 'plans' / 'ablations.yaml')
+    configs = {row.name: row_config(plan, row, scenes=plan.scenes, seed=0) for row in plan.rows}
+    usual = configs['everything']
+    steps = {
+        row.name: configs[row.name].run.epochs
+        * (round(plan.scenes * row.data) * configs[row.name].data.places_per_scene)
+        // usual.data.places_per_step
+        / row.budget
+        for row in plan.rows
+    }
+    assert set(steps.values()) == {32}
+    runs = {(_text(configs[row.name]), row.teacher, row.data) for row in plan.rows}
+    assert len(runs) == len(plan.rows)
+
+
+def _text(config):
+    return yaml.safe_dump(config_to_dict(config))
 
 
 def test_first_seeds_come_first(folder):
@@ -132,7 +148,7 @@ def test_first_seeds_come_first(folder):
 
 
 def test_from_plan_to_table(folder, capsys):
-    plan = write_plan(folder, [ROWS[0], ROWS[2]], passes=1, seeds=[0])
+    plan = write_plan(folder, [ROWS[0], ROWS[2]], passes=1, seeds=[0], scenes=2)
     results = folder / 'evaluation' / 'ablations.json'
     command = [str(plan), '--data', str(folder / 'data'), '--out', str(folder / 'runs')]
     command += ['--results', str(results), '--split', str(folder / 'data' / 'split.csv')]
@@ -144,7 +160,7 @@ def test_from_plan_to_table(folder, capsys):
         ('float', 1),
     ]
     for row in table['rows']:
-        assert (row['steps'], row['images_seen']) == (8, 64)
+        assert (row['steps'], row['images_seen']) == (2, 16)
         assert row['train_s'] > 0
         assert set(row['results']) == {'plain', 'world_mild'}
         assert row['results']['plain']['queries'] == 2

@@ -4,7 +4,7 @@ A plan is a YAML file::
 
     config: ../default_nano.yaml   # as seen from the plan
     passes: 2                      # how often a run of the plan's budget sees every scene
-    scenes: 0.25                   # share of the training scenes, evenly spread
+    scenes: 512                    # of the training scenes so many, evenly spread; default all
     seeds: [0, 1]
     set: [run.precision=float32]   # changes for all rows
     rows:
@@ -79,7 +79,7 @@ class Plan:
 
     config: TrainConfig
     passes: float
-    scenes: float
+    scenes: int | None
     changes: tuple[str, ...]
     rows: tuple[Row, ...]
 
@@ -104,7 +104,7 @@ def load_plan(path: Path, *, changes: tuple[str, ...] = ()) -> Plan:
     plan = Plan(
         config=load_config(path.parent / str(data['config'])),
         passes=_positive(data.get('passes', 1), f'{path}: passes', 1e6),
-        scenes=_positive(data.get('scenes', 1), f'{path}: scenes', 1.0),
+        scenes=_scenes(data.get('scenes'), path),
         changes=(*data.get('set', ()), *changes),
         rows=rows,
     )
@@ -180,6 +180,12 @@ def _check_keys(data: Any, known: set[str], where: str, *, needed: set[str]) -> 
             f'{where}: unknown keys {unknown}, missing keys {missing}; expected '
             f'{", ".join(sorted(known))}'
         )
+
+
+def _scenes(value: Any, path: Path) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ConfigError(f'{path}: scenes is {value!r}; expected a whole number above 0')
+    return value
 
 
 def _positive(value: Any, where: str, most: float) -> float:

@@ -32,11 +32,13 @@ from training.config_files import config_from_dict, config_to_dict
 from training.evaluate_views import KEYS, Evaluation, make_task
 from training.flight_rows import RowFile, fingerprint_of
 from training.progress import clock
-from training.splits import TRAIN, load_split, write_split
+from training.splits import TRAIN, VALIDATION, load_split, write_split
 from training.train import train
 from training.views_queries import choose_conditions
 from training.views_scenes import SCENE_PX, load_test_scenes
 
+# Enough to choose among a run's last weights; validating on all takes as long as a tenth of a run.
+VALIDATION_SCENES = 64
 RESULTS = Path('out/evaluation/ablations.json')
 CONDITIONS = ('plain', 'typical', 'world_mild', 'world_medium', 'world_strong')
 
@@ -55,8 +57,11 @@ class Study:
         self.plan, self.data, self.out = plan, data, out
         config = plan.config.data
         self._split = load_split(Path(config.split) if config.split else None)
-        train = [name for name, side in self._split.items() if side == TRAIN]
-        self._train = thin(train, plan.scenes)
+        train, self._validation = (
+            [name for name, side in self._split.items() if side == wanted]
+            for wanted in (TRAIN, VALIDATION)
+        )
+        self._train = thin(train, plan.scenes or len(train))
         for folder in ('splits', 'configs', 'teachers'):
             (out / folder).mkdir(parents=True, exist_ok=True)
 
@@ -102,11 +107,11 @@ class Study:
         }
 
     def _split_file(self, share: float) -> Path:
-        """Write a split that trains on a share of the study's scenes and tests as ever."""
-        chosen = set(thin(self._train, share))
-        kept = {
-            name: side for name, side in self._split.items() if side != TRAIN or name in chosen
-        }
+        """Write a split with a share of the study's scenes, and some to choose weights by."""
+        chosen = thin(self._train, round(share * len(self._train)))
+        held_out = thin(self._validation, VALIDATION_SCENES)
+        sides = {TRAIN: set(chosen), VALIDATION: set(held_out)}
+        kept = {name: side for name, side in self._split.items() if name in sides.get(side, ())}
         path = self.out / 'splits' / f'{len(chosen)}_scenes.csv'
         write_split(kept, path)
         return path.resolve()
@@ -119,9 +124,9 @@ class Study:
         return path.resolve()
 
 
-def thin(names: Sequence[str], share: float) -> list[str]:
-    """Keep a share of names, evenly spread over their order; at least one."""
-    count = max(1, round(share * len(names)))
+def thin(names: Sequence[str], count: int) -> list[str]:
+    """Keep so many names, or all, evenly spread over their order; at least one."""
+    count = min(max(1, count), len(names))
     return [names[k * len(names) // count] for k in range(count)]
 
 
