@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-
 from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.errors import ConfigError
 from bicrossnet_ros.evaluation import score
