@@ -119,8 +119,10 @@ def map_tiles(base: Gallery) -> Tiles:
     """The tiles of a gallery's own map."""
     centers = np.stack([base.tile_east_m, base.tile_north_m], axis=1)
     manifest = base.manifest
-    digest = hashlib.sha256(manifest.files[MAP_NAME].encode())
-    digest.update(str(manifest.tile_px).encode() + centers.tobytes())
+    # Not that of map.gpkg, which holds the time when it was written.
+    sources = [(source['sha256'], source.get('scaling')) for source in manifest.sources]
+    made_of = (sources, manifest.crs, manifest.bounds_m, manifest.gsd_m, manifest.tile_px)
+    digest = hashlib.sha256(repr(made_of).encode() + centers.tobytes())
     return Tiles(
         centers,
         np.zeros((len(centers), 2), np.int64),
