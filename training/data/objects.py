@@ -26,7 +26,7 @@ ROOFS = np.array(
     [[150, 92, 72], [92, 96, 104], [176, 182, 188], [62, 60, 60], [228, 226, 220], [96, 112, 138]],
     np.float32,
 )
-# Least green of a surface in the sun, as a share of the image's mean.
+# Least brightness of a surface in the sun, as a share of the image's mean.
 LIT = 0.75
 # Furrows of fewer pixels would alias to a pattern that no field has.
 MIN_PERIOD_PX = 2.5
@@ -211,11 +211,11 @@ def _mingle(area: Image, surface: NDArray[np.floating], mask: Image, opacity: fl
 def _recolor(image: Image, rng: Generator, color: NDArray[np.float32], opacity: float) -> bool:
     """Recolour one even surface of the size of a roof, if a few trials find one."""
     height, width = image.shape[:2]
-    lit = LIT * cv2.mean(image)[1]
+    lit = LIT * sum(cv2.mean(image))
     for row, col in rng.random((3, 2)):
         seed = (int(col * width), int(row * height))
         # A dark even surface is the shadow of something, not its roof.
-        if image[seed[1], seed[0], 1] < lit:
+        if sum(image[seed[1], seed[0]].tolist()) < lit:
             continue
         mask = np.zeros((height + 2, width + 2), np.uint8)
         flags = 4 | cv2.FLOODFILL_MASK_ONLY | cv2.FLOODFILL_FIXED_RANGE | (255 << 8)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,16 +55,39 @@ class Camera:
     azimuth_rad: float
     heading_rad: float
 
-    @property
+    @cached_property
     def rotation(self) -> Matrix:
-        """Axes of the camera (right, down the frame, forward) as columns, on the ground's axes."""
-        lean = _about_z(self.azimuth_rad) @ _about_y(self.tilt_rad) @ _about_z(-self.azimuth_rad)
-        return lean @ _about_z(self.heading_rad)
+        """Axes of the camera (right, down the frame, forward) as columns, on the ground's axes.
+
+        A turn by the heading about z, then the tilt of z towards the azimuth, multiplied out:
+        this runs for every view of a training.
+        """
+        cos, sin = math.cos(self.heading_rad), math.sin(self.heading_rad)
+        east, south = math.cos(self.azimuth_rad), math.sin(self.azimuth_rad)
+        lean, upright = math.sin(self.tilt_rad), math.cos(self.tilt_rad)
+        short = upright - 1
+        xx, xy, yy = 1 + short * east * east, short * east * south, 1 + short * south * south
+        return np.array(
+            [
+                [xx * cos + xy * sin, xy * cos - xx * sin, lean * east],
+                [xy * cos + yy * sin, yy * cos - xy * sin, lean * south],
+                [
+                    -lean * (east * cos + south * sin),
+                    lean * (east * sin - south * cos),
+                    upright,
+                ],
+            ]
+        )
 
     @property
     def frame_from_ground(self) -> Matrix:
         """Homography from the ground to the plane at distance 1 before the camera."""
-        return self.rotation.T @ np.diag([1.0, 1.0, self.height])
+        return self.rotation.T * (1.0, 1.0, self.height)
+
+    @property
+    def ground_from_frame(self) -> Matrix:
+        """Its inverse."""
+        return self.rotation / np.array([[1.0], [1.0], [self.height]])
 
 
 @dataclass(frozen=True)
@@ -88,17 +112,16 @@ class Shot:
     aim: tuple[float, float]
     edged: bool
 
-    @property
+    @cached_property
     def frame_from_patch(self) -> Matrix:
         """Homography from the patch, its middle (0, 0) and its sides 1 long, to the frame."""
-        frame_from_ground = self.believed.frame_from_ground
-        middle = _apply(np.linalg.inv(frame_from_ground), self.aim)
-        return frame_from_ground @ _shift(*middle)
+        middle = _apply(self.believed.ground_from_frame, self.aim)
+        return self.believed.frame_from_ground @ _shift(*middle)
 
     @property
     def ground_from_patch(self) -> Matrix:
         """Homography from the patch to the true ground, with the patch's middle at the origin."""
-        homography = np.linalg.inv(self.true.frame_from_ground) @ self.frame_from_patch
+        homography = self.true.ground_from_frame @ self.frame_from_patch
         middle = _apply(homography, (0.0, 0.0))
         return _shift(-middle[0], -middle[1]) @ homography
 
@@ -220,14 +243,3 @@ def _apply(homography: Matrix, point: tuple[float, float]) -> tuple[float, float
 
 def _shift(x: float, y: float) -> Matrix:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
-
-
-def _about_z(angle: float) -> Matrix:
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-
-
-def _about_y(angle: float) -> Matrix:
-    """Turn z (forward) towards x by the angle."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.array([[cos, 0.0, sin], [0.0, 1.0, 0.0], [-sin, 0.0, cos]])

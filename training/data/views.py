@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from training.data.perspective import draw_view, seen
+from training.data.perspective import Shot, draw_view, seen
 from training.data.sensor import SENSOR_CHANGES, apply_sensor, fill_unseen
 from training.data.view_config import GEOMETRY_CHANGES
-from training.data.world import WORLD_CHANGES, apply_world, change_world
+from training.data.world import WORLD_CHANGES, apply_world, infrared_mix, mix_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,12 +114,13 @@ def view_pair(
     -------
     tile, query : ndarray of uint8, shape (size_px, size_px, 3)
     """
-    # From a stream of its own: what else is drawn tells `near_misses` where the query lies.
-    sensor = rng.spawn(1)[0]
-    if sensor.random() < config.false_color_share:
-        scene = change_world(scene, sensor, kinds=('infrared',), strength=config.infrared)
-    tile = look(scene, place, size_px)
-    query = drone_view(scene, place, rng, size_px=size_px, config=config)
+    # The geometry first: `training.data.near_misses` draws it again to know where the query lies.
+    shot, ground = draw_view(rng, config)
+    tile, image = look(scene, place, size_px), look(scene, place, size_px, ground)
+    if rng.random() < config.false_color_share:
+        matrix = infrared_mix(rng, config.infrared)
+        tile, image = mix_channels(tile, matrix), mix_channels(image, matrix)
+    query = _flown(image, shot, rng, config)
     return map_view(tile, rng, config), query
 
 
@@ -134,14 +136,20 @@ def map_view(image: NDArray[np.uint8], rng: Generator, config: ViewConfig) -> ND
 def drone_view(
     scene: NDArray[np.uint8], place: Place, rng: Generator, *, size_px: int, config: ViewConfig
 ) -> NDArray[np.uint8]:
-    """Render a place as the patch of a drone's frame; parameters as of `view_pair`."""
+    """Render a place as the patch of a drone's frame, without a tile; see `view_pair`."""
     shot, ground = draw_view(rng, config)
-    image = look(scene, place, size_px, ground)
+    return _flown(look(scene, place, size_px, ground), shot, rng, config)
+
+
+def _flown(
+    image: NDArray[np.uint8], shot: Shot, rng: Generator, config: ViewConfig
+) -> NDArray[np.uint8]:
+    """Change the ground, which is shown in the geometry of a shot, as the camera sees it."""
     drawn = draw_changes(rng, config)
     image = apply_world(image, rng, drawn)
     frame_from_patch = shot.frame_from_patch if 'vignette' in drawn else None
     image = apply_sensor(image, rng, drawn, frame_from_patch, shot.half_frame)
-    return fill_unseen(image, seen(shot, _patch_from_view(size_px), size_px))
+    return fill_unseen(image, seen(shot, _patch_from_view(len(image)), len(image)))
 
 
 def draw_changes(rng: Generator, config: ViewConfig) -> dict[str, float]:
@@ -152,11 +160,15 @@ def draw_changes(rng: Generator, config: ViewConfig) -> dict[str, float]:
     1 - (1 - p)^b: never for 0, always for 1. Its strength is uniform up to the largest.
     """
     spread = 3 * rng.random() ** 2
-    shares = {
+    return _draw(rng, _shares(config), 1 + config.busyness * (spread - 1))
+
+
+@lru_cache(maxsize=64)
+def _shares(config: ViewConfig) -> dict[str, tuple[float, float]]:
+    return {
         name: (getattr(config, f'{name}_share'), getattr(config, name))
         for name in (*SENSOR_CHANGES, *WORLD_CHANGES)
     }
-    return _draw(rng, shares, 1 + config.busyness * (spread - 1))
 
 
 def _draw(

@@ -111,7 +111,7 @@ def apply_world(image: Image, rng: Generator, drawn: Mapping[str, float]) -> Ima
 def tones(image: Image, rng: Generator, strength: float) -> Image:
     """Other light and another camera: a curve for each channel, and another saturation."""
     keep = 1 + strength * rng.uniform(-0.8, 0.6)
-    mixed = _mix(image, keep * np.eye(3) + (1 - keep) * np.tile(LUMA, (3, 1)))
+    mixed = mix_channels(image, keep * np.eye(3) + (1 - keep) * np.tile(LUMA, (3, 1)))
     steps = rng.standard_normal((6, 4))
     # Positive steps make a rising curve; most of it is shared by the channels.
     steps = np.exp(strength * (0.6 * steps[:, :1] + 0.3 * steps[:, 1:]))
@@ -134,7 +134,9 @@ def season(image: Image, rng: Generator, strength: float) -> Image:
     target = SEASONS[rng.integers(len(SEASONS))] * rng.uniform(0.85, 1.15, 3)
     plants = (1 - strength) * np.eye(3) + strength * np.outer(target, LUMA)
     soil = 1 + strength * (SOILS[rng.integers(len(SOILS))] - 1)
-    return _blend(_mix(image, np.diag(soil)), _mix(image, plants), vegetation(image))
+    return _blend(
+        mix_channels(image, np.diag(soil)), mix_channels(image, plants), vegetation(image)
+    )
 
 
 def vegetation(image: Image) -> Field:
@@ -146,7 +148,12 @@ def vegetation(image: Image) -> Field:
 
 
 def infrared(image: Image, rng: Generator, strength: float) -> Image:
-    """Mix the channels as near-infrared and other cameras do: plants bright, or colours swapped.
+    """Mix the channels as near-infrared and other cameras do: bright plants, swapped colours."""
+    return mix_channels(image, infrared_mix(rng, strength))
+
+
+def infrared_mix(rng: Generator, strength: float) -> NDArray[np.float64]:
+    """Draw the matrix (3, 3) of `infrared`.
 
     Near infrared is not in an RGB picture; green above the other channels stands for it.
     """
@@ -166,7 +173,7 @@ def infrared(image: Image, rng: Generator, strength: float) -> Image:
     else:
         # Rows of sum 1 with small negative parts: what filters outside the RGB cone do.
         mix = rng.dirichlet((0.6, 0.6, 0.6), 3) * 1.6 - 0.2
-    return _mix(image, (1 - strength) * np.eye(3) + strength * mix)
+    return np.asarray((1 - strength) * np.eye(3) + strength * mix)
 
 
 def haze(image: Image, rng: Generator, strength: float) -> Image:
@@ -189,7 +196,7 @@ def clouds(image: Image, rng: Generator, strength: float) -> Image:
     shade = _smoothstep(cover, edge, edge + rng.uniform(0.7, 2.0))
     # In the shade the sky is the lamp, and it is blue.
     dark = 1 - strength * np.array([0.62, 0.57, 0.48])
-    return _blend(image, _mix(image, np.diag(dark)), shade)
+    return _blend(image, mix_channels(image, np.diag(dark)), shade)
 
 
 def shadows(image: Image, rng: Generator, strength: float) -> Image:
@@ -214,7 +221,7 @@ def shadows(image: Image, rng: Generator, strength: float) -> Image:
         lit = outline + 0.7 * np.sign(outline - outline.mean(axis=0))
         cv2.fillConvexPoly(mask, _fixed(lit), 0, cv2.LINE_AA, SHIFT)
     dark = 1 - strength * np.array([0.72, 0.66, 0.54])
-    return _blend(image, _mix(image, np.diag(dark)), mask.astype(np.float32) / 255)
+    return _blend(image, mix_channels(image, np.diag(dark)), mask.astype(np.float32) / 255)
 
 
 def gradient(image: Image, rng: Generator, strength: float) -> Image:
@@ -264,7 +271,8 @@ WORLD_CHANGES: tuple[str, ...] = tuple(_CHANGES)
 STRENGTHS = {'mild': 1 / 3, 'medium': 2 / 3, 'strong': 1.0}
 
 
-def _mix(image: Image, matrix: NDArray[np.floating]) -> Image:
+def mix_channels(image: Image, matrix: NDArray[np.floating]) -> Image:
+    """Multiply every pixel by a matrix (3, 3), or (3, 4) with an offset last."""
     return np.asarray(cv2.transform(image, matrix.astype(np.float32)), np.uint8)
 
 
