@@ -111,7 +111,7 @@ class CameraConfig:
 class RetrievalConfig:
     """How the gallery is searched."""
 
-    candidates: int = parameter(20, 'tiles taken from the gallery', 1, 500)
+    candidates: int = parameter(20, 'places told of a frame, best first', 1, 500)
     patches: int = parameter(
         8,
         'pieces of the frame, of the size of a tile, that vote for a place; as many as fit are '
@@ -126,20 +126,20 @@ class RetrievalConfig:
         5000,
     )
     min_similarity: float = parameter(
-        0.0, 'best cosine similarity below which there is no fix', -1, 1
+        0.0, 'similarity of the best place below which there is no fix', -1, 1
     )
     min_margin: float = parameter(
-        0.12,
-        'without registration: lead over the best tile elsewhere that a fix needs; chosen on real '
-        'flights with the shipped model so that, with min_tile_similarity, none was wrong; mostly '
-        'abstains; measure it for another model',
+        0.08,
+        'without registration: lead over the best place elsewhere that a fix needs; twice what, '
+        'with min_tile_similarity, left none wrong on a real flight with the shipped model; '
+        'measure it for another model (docs/retrieval.md)',
         0,
         2,
     )
     min_tile_similarity: float = parameter(
-        0.87,
-        'without registration: best cosine similarity that a fix needs; chosen together with '
-        'min_margin',
+        0.8,
+        'without registration: similarity of the best place that a fix needs; chosen together '
+        'with min_margin',
         -1,
         1,
     )

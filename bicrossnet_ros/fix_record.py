@@ -27,7 +27,7 @@ class FixRecord:
     sigma_m : float
         Largest 1-sigma half axis of the camera position's error ellipse.
     similarity : float
-        Cosine similarity of the best tile.
+        Of the best place by retrieval, the mean over the frame's patches.
     inliers, tile_id : int
         As in `types.PositionEstimate`.
     heading_deg, agl_m : float

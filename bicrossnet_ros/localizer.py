@@ -1,4 +1,4 @@
-"""The pipeline: frame -> ground patch -> embedding -> tiles -> registration -> position."""
+"""The pipeline: frame -> ground patches -> embeddings -> places -> registration -> position."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ class _Attempt:
         lead = lead_over_elsewhere(ranked, tile_size_m=tile_size_m)
         needed = self._config.retrieval.min_margin
         if lead < needed:
-            detail = f'the best tile leads a tile elsewhere by {lead:.3f}; {needed:g} is needed'
+            detail = f'the best place leads one elsewhere by {lead:.3f}; {needed:g} is needed'
             return no_fix(Refusal(Reason.AMBIGUOUS, detail), shown)
         covariance = tile_covariance(
             ranked, tile_size_m=tile_size_m, spacing_m=(1 - manifest.overlap) * tile_size_m
@@ -308,7 +308,7 @@ class _Attempt:
             agl_m=tried.agl_m if knowledge.agl_known else math.nan,
             grid_heading_deg=top_heading_deg(tried.view.rotation),
         )
-        detail = f'the best tile leads every tile elsewhere by {lead:.3f}'
+        detail = f'the best place leads every one elsewhere by {lead:.3f}'
         return fix(
             position,
             shown,

@@ -112,7 +112,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class TileMatch:
-    """One gallery tile that looks like the query, under one hypothesis of heading and height."""
+    """A place of the map that looks like the frame, under one hypothesis of heading and height.
+
+    The place is the centre of a gallery tile. `similarity` is the mean cosine similarity of the
+    frame's patches to the map where they would lie if its middle saw this place.
+    """
 
     tile_id: int
     east_m: float
@@ -143,13 +147,13 @@ class PositionEstimate:
     heading_deg : float
         Direction of the image's top, clockwise from true north, as registered; NaN if unknown.
     similarity : float
-        Cosine similarity of the best tile.
+        Of the best candidate, see `TileMatch`.
     inliers : int
         Feature matches that agree with the registration; 0 without one.
     tile_id : int
         The tile that the fix rests on, else the best candidate; -1 if there is none.
     candidates : tuple of TileMatch
-        The tiles looked at, best first.
+        The best places by retrieval alone, best first.
     timings_ms : dict
         Milliseconds per stage, in order.
     detail : str

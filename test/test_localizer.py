@@ -476,7 +476,7 @@ def seneca_gallery(seneca, tmp_path_factory):
 
     encoder = open_encoder(default_model_path())
     out = tmp_path_factory.mktemp('seneca') / 'seneca.gallery'
-    build_gallery(out, seneca / 'map.tif', encoder=encoder, gsd_m=0.25, tile_px=256, overlap=0.75)
+    build_gallery(out, seneca / 'map.tif', encoder=encoder, gsd_m=0.25, tile_px=128, overlap=0.75)
     with open_gallery(out, encoder=encoder) as gallery:
         yield gallery, encoder
 
@@ -544,7 +544,10 @@ def test_frames_of_other_places_get_no_fix_on_seneca(rsscn7, seneca_gallery):
 
 @pytest.mark.parametrize(
     ('retrieval', 'wrong'),
-    [(RetrievalConfig(), False), (RetrievalConfig(min_tile_similarity=-1.0), True)],
+    [
+        (RetrievalConfig(), False),
+        (RetrievalConfig(min_margin=0.02, min_tile_similarity=-1.0), True),
+    ],
     ids=['defaults', 'lead alone'],
 )
 def test_without_registration_other_places_get_no_fix(rsscn7, seneca_gallery, retrieval, wrong):
