@@ -117,16 +117,13 @@ def effects_sheet(scene: Image, *, side_px: int, seed: int) -> Image:
 
 
 def pairs_sheet(scenes: Image, rng: np.random.Generator, *, side_px: int) -> Image:
-    """Draw tiles, each with five queries, as training with the defaults draws them."""
+    """Draw pairs of tile and query, three of a place, as training with the defaults draws them."""
     strips = []
-    for scene in _some(scenes, 6):
+    for scene in _some(scenes, 8):
         views: list[Image] = []
-        for _ in range(5):
-            tile, query = view_pair(
-                scene, _middle(scene), rng, size_px=side_px, config=ViewConfig()
-            )
-            views += [query] if views else [tile, query]
-        strips.append(_labelled(views, 'tile, and five queries', side_px))
+        for _ in range(3):
+            views += view_pair(scene, _middle(scene), rng, size_px=side_px, config=ViewConfig())
+        strips.append(_labelled(views, 'three times tile, query', side_px))
     return _columns(strips, 1)
 
 
