@@ -2,8 +2,8 @@
 
     python -m training.descriptor MODEL --data SCENES --out MODEL2
 
-The projection is fitted to map tiles and simulated views of the split's training scenes; how much
-it whitens, and whether ITQ turns it, is chosen on the validation scenes: what lets the packed
+The projection is fitted to map tiles and simulated views of the split's training scenes; how it
+whitens, and whether ITQ turns it, is chosen on the validation scenes: what lets the packed
 descriptors find most, the mean of recall@1 and recall@5. MODEL2 is MODEL with the projection
 inside, so it has another id and needs galleries of its own
 (`python -m gallery_builder build --descriptor packed`).
@@ -32,7 +32,7 @@ from bicrossnet_ros.errors import BiCrossNetError, ModelError
 from training.checkpoint import git_revision
 from training.data.view_config import ViewConfig
 from training.descriptor_task import EmbeddedPairs, embed_pairs, recalls, scenes_of
-from training.itq import ITERATIONS, fit_projection
+from training.itq import ITERATIONS, Recipe, fit_projection
 from training.splits import TRAIN, VALIDATION
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 PLACES = 4000
 VALIDATION_PLACES = 1000
-WHITENINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
+RECIPES = (
+    *(Recipe(whitening) for whitening in (0.0, 0.25, 0.5, 0.75, 1.0)),
+    *(Recipe(whitening, paired=True) for whitening in (0.0, 0.5)),
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,7 @@ class Choice:
     """A projection, how it was fitted, and the recalls that chose it (see `recalls`)."""
 
     projection: Projection
-    whitening: float
-    iterations: int
+    recipe: Recipe
     found: dict[str, dict[str, float]]
 
     @property
@@ -69,18 +71,15 @@ def choose_projection(
     tried : list of Choice
         All, in the order in which they were tried.
     """
-    embeddings = np.concatenate([training.tiles, training.queries])
 
-    def fit(whitening: float, iterations: int) -> Choice:
-        projection = fit_projection(
-            embeddings, whitening=whitening, seed=seed, iterations=iterations
-        )
-        return Choice(projection, whitening, iterations, recalls(validation, projection))
+    def fit(recipe: Recipe) -> Choice:
+        projection = fit_projection(training.tiles, training.queries, recipe, seed=seed)
+        return Choice(projection, recipe, recalls(validation, projection))
 
-    tried = [fit(whitening, 0) for whitening in WHITENINGS]
+    tried = [fit(recipe) for recipe in RECIPES]
     best = max(tried, key=lambda choice: choice.score)
     # The rotation is worth its time for the best alone: the whitening matters more.
-    tried.append(fit(best.whitening, ITERATIONS))
+    tried.append(fit(replace(best.recipe, iterations=ITERATIONS)))
     return max(tried, key=lambda choice: choice.score), tried
 
 
@@ -210,8 +209,7 @@ def _record(best: Choice, options: argparse.Namespace) -> dict[str, Any]:
         'places': options.places,
         'heading_error_deg': options.heading_error_deg,
         'seed': options.seed,
-        'whitening': best.whitening,
-        'itq_iterations': best.iterations,
+        'recipe': str(best.recipe),
         'validation': best.found,
         'git_revision': git_revision(),
     }
@@ -222,10 +220,7 @@ def _line(choice: Choice) -> str:
         f'{kind} {found["recall_at_1"]:.1%} / {found["recall_at_5"]:.1%}'
         for kind, found in choice.found.items()
     )
-    rotation = 'ITQ' if choice.iterations else 'a random rotation'
-    return (
-        f'whitening {choice.whitening:g}, {rotation}: recall@1 / recall@5 on validation: {figures}'
-    )
+    return f'{choice.recipe}: recall@1 / recall@5 on validation: {figures}'
 
 
 if __name__ == '__main__':

@@ -101,7 +101,9 @@ def _render(
     for position, row in enumerate(order):
         count = places // len(scenes) + (position < places % len(scenes))
         rng = np.random.default_rng((seed, row))
-        image = read_scene(scenes[row], scene_px=SCENE_PX) if count else None
+        if not count:
+            continue
+        image = read_scene(scenes[row], scene_px=SCENE_PX)
         drawn: list[Place] = []
         for _ in range(count):
             drawn = drawn or sample_places(
