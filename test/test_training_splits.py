@@ -9,7 +9,7 @@ import pytest
 from bicrossnet_ros.errors import ConfigError
 from training.data import gather
 from training.splits import load_split, write_split
-from training.splits.divide import divide, stratum
+from training.splits.divide import divide, keep, stratum
 from training.splits.overlaps import SIDE_PX, overlapping, within
 
 
@@ -56,6 +56,12 @@ def test_each_stratum_is_divided_alike_and_overlaps_train():
         assert counts[scale, 'validation'] == counts[scale, 'test'] == 10
     assert divide(NAMES[::-1], overlaps=shared) == {name: split[name] for name in NAMES}
     assert divide(NAMES, overlaps=shared, seed=1) != {name: split[name] for name in NAMES}
+
+
+def test_a_split_in_use_only_moves_scenes_to_train():
+    previous = {'a': 'train', 'b': 'test', 'c': 'validation', 'd': 'test'}
+    split = keep(previous, ['a', 'b', 'c', 'd', 'e'], overlaps={'b', 'c'})
+    assert split == {**dict.fromkeys('abce', 'train'), 'd': 'test'}
 
 
 def test_the_number_tells_the_scale():

@@ -1,15 +1,20 @@
 """Divide the scenes of a data folder into train, validation and test; made ``overhead.csv``.
 
-    python -m training.splits.divide DATA training/splits/overhead.csv
+    python -m training.splits.divide DATA OUT [--previous FILE]
 
 Of every stratum of RSSCN7 (a land use at one of the four scales, which the file numbers 001-100,
 101-200, 201-300 and 301-400 of a class tell; 100 scenes) 80 go to train, 10 to validation and 10
-to test, drawn with a fixed seed. Scenes that share ground with another (`overlaps`)
-all go to train, and the others of their stratum fill the other sides. RSSCN7 has 220 such pairs
-among 391 scenes: 35 within a scale, and 185 of a scene and one of the next scale that shows twice
-the ground a side, of which it is often the very middle. What is not looked for: overlaps of less
-than about a third, scenes that are turned, and scales that are two steps apart. The few squares of
-other origin (NEON) go to train.
+to test, drawn with a fixed seed. Scenes that share ground with another (`overlaps`) all go to
+train, and the others of their stratum fill the other sides. RSSCN7 has 220 such pairs among 391
+scenes: 35 within a scale, and 185 of a scene and one of the next scale that shows twice the ground
+a side, of which it is often the very middle. What is not looked for: overlaps of less than about a
+third, scenes that are turned, and scales that are two steps apart. The few squares of other origin
+(NEON) go to train.
+
+A split that networks were trained with may only change by scenes that move to train; with
+``--previous`` all others stay where they are. That happened to ``overhead.csv``: first drawn when
+only 27 of the pairs, all of one scale, had been found, it lost the held-out scenes of the other
+pairs to train. So 6 to 10 scenes of each stratum validate and 7 to 10 test, not 10.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from numpy.typing import NDArray
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.data.gather import RSSCN7
 from training.data.scenes import list_scenes, read_scene
-from training.splits import TEST, TRAIN, VALIDATION, write_split
+from training.splits import TEST, TRAIN, VALIDATION, load_split, write_split
 from training.splits.overlaps import SIDE_PX, overlapping, within
 
 SEED = 20
@@ -87,6 +92,11 @@ def divide(scenes: Sequence[str], *, overlaps: set[str], seed: int = SEED) -> di
     return split
 
 
+def keep(previous: dict[str, str], scenes: Sequence[str], *, overlaps: set[str]) -> dict[str, str]:
+    """Return a split in which scenes that share ground, and new ones, train; others stay."""
+    return {scene: TRAIN if scene in overlaps else previous.get(scene, TRAIN) for scene in scenes}
+
+
 def find_overlaps(root: Path, scenes: Sequence[str]) -> list[tuple[str, str, float]]:
     """Find pairs of RSSCN7's scenes that share ground, and how well it agrees (a correlation).
 
@@ -122,11 +132,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('data', type=Path, help='what training.data.gather made')
     parser.add_argument('out', type=Path, help='CSV file to write')
+    parser.add_argument(
+        '--previous', type=Path, help='split that networks were trained with; see above'
+    )
     options = parser.parse_args(arguments)
     try:
         names = [p.relative_to(options.data).as_posix() for p in list_scenes(options.data)]
         pairs = find_overlaps(options.data, names)
-        split = divide(names, overlaps={scene for pair in pairs for scene in pair[:2]})
+        shared = {scene for pair in pairs for scene in pair[:2]}
+        if options.previous:
+            split = keep(load_split(options.previous), names, overlaps=shared)
+        else:
+            split = divide(names, overlaps=shared)
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
