@@ -12,6 +12,7 @@ from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, MapFeatures, extract
 from bicrossnet_ros.patch import FramePyramid, ground_patch
 from bicrossnet_ros.query_patches import patch_offsets
+from bicrossnet_ros.ranking import Circle, Place
 from bicrossnet_ros.registration import (
     Expectation,
     Refusal,
@@ -19,7 +20,7 @@ from bicrossnet_ros.registration import (
     coarse_similarity,
     register,
 )
-from bicrossnet_ros.retrieval import Circle, Place, PlaceSearch, look_alikes
+from bicrossnet_ros.retrieval import PlaceSearch, look_alikes
 from bicrossnet_ros.types import FloatArray, Reason
 from bicrossnet_ros.uniqueness import count_elsewhere, find_witnesses
 

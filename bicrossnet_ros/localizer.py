@@ -29,16 +29,9 @@ from bicrossnet_ros.integrity import (
 from bicrossnet_ros.patch import FramePyramid
 from bicrossnet_ros.positioning import Position, locate
 from bicrossnet_ros.query_patches import cut_patches
+from bicrossnet_ros.ranking import Circle, Place, Ranking, distinct_places, places_in
 from bicrossnet_ros.registration import Refusal
-from bicrossnet_ros.retrieval import (
-    Circle,
-    Place,
-    PlaceSearch,
-    Ranking,
-    distinct_places,
-    nearest_tile,
-    places_in,
-)
+from bicrossnet_ros.retrieval import PlaceSearch, nearest_tile
 from bicrossnet_ros.tile_index import Float32Array
 from bicrossnet_ros.types import (
     Frame,

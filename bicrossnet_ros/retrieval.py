@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.query_patches import Ballot
+from bicrossnet_ros.ranking import Circle, Place, Ranking, distinct_places, places_in
 from bicrossnet_ros.tile_grid import NO_TILE, TileGrid
 from bicrossnet_ros.tile_index import Float32Array, Int64Array
 from bicrossnet_ros.types import FloatArray, TileMatch
 from bicrossnet_ros.voting import Block, vote_at_places, vote_over_block
 
-# (east_m, north_m) and radius_m.
-Circle = tuple[tuple[float, float], float]
 # Up to this many cells every tile is compared with every patch: about 80 MB of embeddings.
 DENSE_CELLS = 20_000
 # In larger maps every patch proposes this many places, and the most proposed ones are scored.
@@ -25,70 +23,6 @@ VERIFIED = 512
 POLISHED = 32
 # Tiles that stand for the map when its average similarity is taken.
 AVERAGED_TILES = 4096
-
-
-@dataclass(frozen=True)
-class Place:
-    """A piece of map worth a closer look: the best tile of a group of neighbours."""
-
-    east_m: float
-    north_m: float
-    match: int
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Places by score, best first, each tile once.
-
-    Parameters
-    ----------
-    gallery : Gallery
-    tiles : ndarray of shape (N,), int64
-        The tile whose centre is the place.
-    similarity : ndarray of shape (N,)
-        Weighted mean of the patches' cosine similarities.
-    hypothesis : ndarray of shape (N,), int64
-        Under which the place scored best.
-    guesses : tuple of (heading_deg, agl_m)
-        Of the hypotheses.
-    """
-
-    gallery: Gallery
-    tiles: Int64Array
-    similarity: FloatArray
-    hypothesis: Int64Array
-    guesses: tuple[tuple[float, float], ...]
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    @property
-    def centers_m(self) -> FloatArray:
-        """(N, 2) as (east, north)."""
-        gallery = self.gallery
-        return np.stack([gallery.tile_east_m[self.tiles], gallery.tile_north_m[self.tiles]], 1)
-
-    def matches(self, count: int | None = None) -> list[TileMatch]:
-        """The first so many, or all."""
-        gallery = self.gallery
-        return [
-            TileMatch(
-                tile_id=tile,
-                east_m=float(gallery.tile_east_m[tile]),
-                north_m=float(gallery.tile_north_m[tile]),
-                lat_deg=float(gallery.tile_lat_deg[tile]),
-                lon_deg=float(gallery.tile_lon_deg[tile]),
-                similarity=similarity,
-                heading_deg=self.guesses[guess][0],
-                agl_m=self.guesses[guess][1],
-            )
-            for tile, similarity, guess in zip(
-                self.tiles[:count].tolist(),
-                self.similarity[:count].tolist(),
-                self.hypothesis[:count].tolist(),
-                strict=True,
-            )
-        ]
 
 
 class PlaceSearch:
@@ -289,32 +223,6 @@ def rank_tiles(
     return search.rank(descriptors, ballot, count=count, circle=circle).matches()
 
 
-def distinct_places(
-    ranking: Ranking, *, apart_m: float, count: int, start: int = 0
-) -> list[Place]:
-    """Places that are at least `apart_m` from every better one, best first.
-
-    Parameters
-    ----------
-    ranking : Ranking
-    apart_m : float
-    count : int
-        Places wanted.
-    start : int
-        Places skipped, because they were looked at before.
-    """
-    if len(ranking) == 0:
-        return []
-    centers = ranking.centers_m
-    free = np.ones(len(centers), bool)
-    places: list[Place] = []
-    while free.any() and len(places) < start + count:
-        best = int(np.argmax(free))
-        places.append(Place(float(centers[best, 0]), float(centers[best, 1]), best))
-        free &= np.linalg.norm(centers - centers[best], axis=1) >= apart_m
-    return places[start:]
-
-
 def look_alikes(
     search: PlaceSearch,
     point_m: FloatArray,
@@ -362,11 +270,6 @@ def look_alikes(
         everywhere=True,
     )
     return distinct_places(ranking, apart_m=apart_m, count=count)
-
-
-def places_in(radius_m: float, stride_m: float) -> int:
-    """Tiles in a circle: what must be ranked for every distinct place wanted."""
-    return max(1, math.ceil(math.pi * (radius_m / stride_m) ** 2))
 
 
 def nearest_tile(gallery: Gallery, point_m: FloatArray) -> int:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from bicrossnet_ros.camera import apply
 from bicrossnet_ros.config import RegistrationConfig
 from bicrossnet_ros.features import Features, similarities
+from bicrossnet_ros.ranking import Circle
 from bicrossnet_ros.registration import (
     COARSE_FACTOR,
     Expectation,
     fit_similarity,
     refused_shape,
 )
-from bicrossnet_ros.retrieval import Circle
 from bicrossnet_ros.types import FloatArray
 
 # A match counts as nearly as good if its descriptor distance is within this factor (1 / 0.8).

@@ -13,7 +13,8 @@ from bicrossnet_ros.gallery import open_gallery
 from bicrossnet_ros.hypotheses import interpret
 from bicrossnet_ros.patch import FramePyramid
 from bicrossnet_ros.query_patches import MIN_SHARE, Ballot, cut_patches, patch_offsets
-from bicrossnet_ros.retrieval import PlaceSearch, distinct_places, look_alikes, rank_tiles
+from bicrossnet_ros.ranking import distinct_places
+from bicrossnet_ros.retrieval import PlaceSearch, look_alikes, rank_tiles
 from bicrossnet_ros.tile_grid import NO_TILE, TileGrid, hat
 from bicrossnet_ros.types import Attitude, Frame
 from bicrossnet_ros.voting import Block, vote_at_places, vote_over_block
