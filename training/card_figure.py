@@ -31,7 +31,7 @@ PANELS = (
 COLORS = ('#0b62a4', '#e08214', '#1b8a3a', '#c8252c', '#6a51a3', '#444444', '#a6761d', '#8a8a8a')
 MARKERS = 'osD^vPX*'
 # Points of area to a megabyte's root: areas grow with the file.
-AREA = 28.0
+AREA = 36.0
 
 
 def front_figure(results: Results) -> Figure:
@@ -49,11 +49,18 @@ def front_figure(results: Results) -> Figure:
             axes.set_xlabel('ms a patch, one thread')
             axes.set_ylabel('R@1 in %')
         handles, labels = figure.axes[-1].get_legend_handles_labels()
-        legend = figure.legend(handles, labels, loc='outside lower center', ncols=2, frameon=False)
+        legend = figure.legend(
+            handles,
+            labels,
+            loc='outside lower center',
+            ncols=2,
+            frameon=False,
+            title='areas: size of the file; bars: 95% intervals',
+            title_fontproperties={'size': 6.5},
+        )
+        legend.get_title().set_color(FAINT)
         for handle in legend.legend_handles:
             handle.set_sizes([30.0])
-        note = 'areas: size of the file; bars: 95 % intervals'
-        figure.supxlabel(note, size=6.5, color=FAINT)
     return figure
 
 
@@ -67,7 +74,7 @@ def _panel(axes: Axes, results: Results, table: str, wanted: dict[str, object], 
     axes.xaxis.set_major_formatter('{x:g}')
     axes.grid(color='#e4e4e4', linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_ylim(0, 102)
+    axes.set_ylim(-3, 103)
     for number, cost in enumerate(results['costs']):
         row = _find(results[table], {**wanted, 'model': cost['model']})
         look = {'color': COLORS[number % len(COLORS)], 'zorder': 3}

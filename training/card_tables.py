@@ -189,6 +189,7 @@ def views_heading(results: Results) -> str:
         ]
         for condition in dict.fromkeys(known)
         for name in _models(views)
+        if _view(views, name, condition)
     ]
     return markdown(['changed', 'model', 'one look', 'best of 12 headings'], lines)
 
