@@ -288,14 +288,17 @@ def _blend(image: Image, other: NDArray[np.generic], weight: Field) -> Image:
 def _noise(rng: Generator, shape: tuple[int, ...], *, cells: int) -> Field:
     """Smooth noise, float32 (H, W), of mean 0 and spread about 1: three octaves from `cells`."""
     side = min(shape[:2])
-    height, width = (max(1, round(8 * cells * length / side)) for length in shape[:2])
+    lengths = [length / side for length in shape[:2]]
+    # One cell more all round: at its border a resized grid is flat, and clouds would get corners.
+    height, width = (round(8 * (cells * length + 2)) for length in lengths)
     total = np.zeros((height, width), np.float32)
     for octave in range(3):
-        count = [max(2, round(cells * 2**octave * length / side) + 1) for length in shape[:2]]
+        count = [round((cells * length + 2) * 2**octave) for length in lengths]
         part = rng.standard_normal(count, np.float32)
         part *= np.float32(0.55**octave)
         total += cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(cv2.resize(total, shape[1::-1], interpolation=cv2.INTER_CUBIC))
+    inner = np.ascontiguousarray(total[8:-8, 8:-8])
+    return np.asarray(cv2.resize(inner, shape[1::-1], interpolation=cv2.INTER_CUBIC))
 
 
 def _smoothstep(values: Field, low: float, high: float) -> Field:
