@@ -21,7 +21,7 @@ from training.progress import clock
 
 # Seconds of one core that frames of 1024 x 768 px and a map of 0.14 km2 took.
 WARP_S = 0.0004
-CHANGE_S = 0.1
+CHANGE_S = 0.01  # for each kind of change
 REGISTER_S = {True: 0.2, False: 0.5}
 BRUTE_FORCE_S = 0.12
 SCENE_FEATURES_S = 0.25
@@ -39,9 +39,10 @@ def estimate_lines(shop: Workshop, missing: Sequence[Job], growth: Sequence[int]
     """
     frames = len(shop.flight)
     spent: dict[str, float] = {}
-    changed = {job.condition for job in missing if parse_condition(job.condition).kinds}
-    if changed:
-        spent['changing the frames'] = len(changed) * frames * CHANGE_S
+    conditions = {job.condition for job in missing}
+    changes = sum(len(parse_condition(name).kinds) for name in conditions)
+    if changes:
+        spent['changing the frames'] = changes * frames * CHANGE_S
     for name in dict.fromkeys(job.model for job in missing):
         own = [job for job in missing if job.model == name]
         spent[name] = _model_seconds(shop, name, own, frames)
