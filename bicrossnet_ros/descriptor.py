@@ -69,15 +69,20 @@ class Projection:
         Raises
         ------
         ModelError
-            If they have another length than the projection takes.
+            If they have another length than the projection takes, or the result is not finite.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
             raise ModelError(
                 f'embeddings have shape {embeddings.shape}; the descriptor takes '
                 f'(N, {self.embedding_dim})'
             )
-        rows = (embeddings.astype(np.float32) - self.mean) @ self.matrix.astype(np.float32)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        with np.errstate(over='ignore', invalid='ignore'):
+            rows = (embeddings.astype(np.float32) - self.mean) @ self.matrix.astype(np.float32)
+            norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not np.isfinite(norms).all():
+            raise ModelError(
+                f'descriptors are not finite: the embeddings or the descriptor are bad; {_REMEDY}'
+            )
         return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)
 
     def tensors(self) -> dict[str, NDArray[Any]]:

@@ -44,8 +44,6 @@ def build_ivf(descriptors: Float32Array, *, nlist: int, nprobe: int, seed: int) 
     index: Any = faiss.IndexIVFPQ(
         faiss.IndexFlatIP(size), size, nlist, size // _GROUP, 8, faiss.METRIC_INNER_PRODUCT
     )
-    index.own_fields = True
-    index.quantizer.this.disown()
     index.by_residual = False
     index.cp.seed = seed
     index.train_q1(len(rows), faiss.swig_ptr(rows), False, faiss.METRIC_INNER_PRODUCT)
