@@ -3,8 +3,8 @@
     python bench/seneca.py [--data DIR] [--out DIR] [--models NAME=FILE ...]
 
 Every model gets a gallery of its own from the same map and replays the same frames, once with the
-heading of the autopilot and once without any. Recall is that of retrieval alone (centre of the
-best tile within 25 m of the true image centre); coverage, errors and false fixes are those of the
+heading of the autopilot and once without any. Recall is that of retrieval alone (the best
+place within 25 m of the true image centre); coverage, errors and false fixes are those of the
 whole pipeline. Without --models the baselines are made first: the shipped model, the same network
 untrained, and EfficientNet-Lite0 with GeM pooling (ImageNet weights).
 """
