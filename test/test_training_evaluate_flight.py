@@ -9,7 +9,7 @@ from gallery_fixtures import ProjectionEncoder, build_gallery, write_map
 from localizer_scene import CRS, GSD_M, NORTH_M, WEST_M, Shot, ground_texture, render
 
 from bicrossnet_ros.encoder import default_model_path, open_encoder
-from bicrossnet_ros.errors import ConfigError
+from bicrossnet_ros.errors import ConfigError, MapError
 from bicrossnet_ros.fix_record import FixRecord
 from bicrossnet_ros.flight import open_flight
 from bicrossnet_ros.gallery import open_gallery
@@ -23,6 +23,8 @@ from training.flight_conditions import (
     with_heading,
 )
 from training.flight_gallery import (
+    RETRIEVALS,
+    build_base,
     embeddings_of,
     map_tiles,
     mosaic_tiles,
@@ -420,3 +422,18 @@ def test_a_flight_without_truth_and_a_map_elsewhere(world, tmp_path, capsys, gro
     )
     assert main([*given, '--map', str(far)]) == 2
     assert 'no frame was taken above the map' in capsys.readouterr().err
+
+
+def test_a_base_is_built_once_for_a_map(world, tmp_path, monkeypatch):
+    first = build_base(world / 'map.tif', tmp_path, 'vote')
+    before = (first / 'map.gpkg').stat().st_mtime_ns
+    assert build_base(world / 'map.tif', tmp_path, 'vote') == first
+    assert (first / 'map.gpkg').stat().st_mtime_ns == before
+    monkeypatch.setitem(RETRIEVALS, 'vote', ('--tile-px', '96'))
+    other = build_base(world / 'map.tif', tmp_path, 'vote')
+    assert not first.exists()
+    with open_gallery(other) as gallery:
+        assert gallery.manifest.tile_px == 96
+    (tmp_path / 'no.tif').write_bytes(b'no map')
+    with pytest.raises(MapError, match=r'no gallery of .*no\.tif'):
+        build_base(tmp_path / 'no.tif', tmp_path, 'vote')

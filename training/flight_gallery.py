@@ -9,6 +9,7 @@ all that they depend on.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import shutil
 import subprocess
@@ -99,13 +100,19 @@ class Tiles:
 def build_base(map_path: Path, folder: Path, retrieval: str) -> Path:
     """Build the gallery whose map and tiles all models share, with the model that is shipped.
 
+    One that an earlier run built is taken again if map, options and builder are the same.
+
     Raises
     ------
     MapError
         If `gallery_builder` cannot; its own words are above on standard error.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f'base_{retrieval}.gallery'
+    out = folder / f'base_{retrieval}-{_recipe(map_path, retrieval)}.gallery'
+    if (out / MANIFEST_NAME).is_file():
+        return out
+    for stale in folder.glob(f'base_{retrieval}-*.gallery*'):
+        shutil.rmtree(stale)
     command = [sys.executable, '-m', 'gallery_builder', 'build', str(map_path), '--out', str(out)]
     command += ['--force', '--restart', *RETRIEVALS[retrieval]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -113,6 +120,20 @@ def build_base(map_path: Path, folder: Path, retrieval: str) -> Path:
         found = done.stderr.strip().splitlines() or ['no message']
         raise MapError(f'no gallery of {map_path}: {found[-1].removeprefix("error: ")}')
     return out
+
+
+def _recipe(map_path: Path, retrieval: str) -> str:
+    """Hash of what a base is built from; the builder's defaults stand in its code."""
+    digest = hashlib.sha256(repr(RETRIEVALS[retrieval]).encode())
+    try:
+        digest.update(sha256_of(map_path).encode())
+    except OSError as error:
+        raise MapError(f'{map_path}: cannot be read ({error.strerror})') from error
+    package = importlib.util.find_spec('gallery_builder')
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        for module in sorted(Path(folder).glob('*.py')):
+            digest.update(module.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def map_tiles(base: Gallery) -> Tiles:
