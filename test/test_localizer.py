@@ -367,6 +367,27 @@ def test_a_footprint_of_the_whole_map_is_still_looked_at(ground, localizer):
     assert 'of ground' not in estimate.detail
 
 
+def test_a_map_that_lies_between_the_patches_is_still_searched(ground, tmp_path):
+    """One tile of map, and two patches whose middles lie 23 m to its left and right."""
+    with gallery_of(tmp_path, ground[300:428, 300:428]) as small:
+        assert len(small.tile_east_m) == 1
+        shot = Shot(WEST_M + 32.0, NORTH_M - 32.0, 90.0)
+        image = render(ground, replace(shot, east_m=shot.east_m + 150, north_m=shot.north_m - 150))
+        frame = Frame(image, 0.0, shot.lens, shot.attitude, shot.agl_m)
+        estimate = Localizer(small, ProjectionEncoder()).localize(frame)
+    assert [match.tile_id for match in estimate.candidates] == [0]
+
+
+def test_a_heading_is_checked_against_the_one_that_was_given(ground, gallery):
+    """40 deg off are found with guesses around it, and refused where less is believed."""
+    attitude = replace(SHOT.attitude, heading_deg=SHOT.heading_deg - 40.0)
+    frame = frame_of(ground, SHOT, attitude=attitude)
+    check_fix(Localizer(gallery, ProjectionEncoder()).localize(frame), SHOT, camera_m=12.0)
+    strict = LocalizerConfig(registration=RegistrationConfig(max_heading_error_deg=30.0))
+    estimate = Localizer(gallery, ProjectionEncoder(), strict).localize(frame)
+    check_no_fix(estimate, Reason.FEW_INLIERS, Reason.IMPLAUSIBLE)
+
+
 def test_low_similarity_is_refused_before_registration(ground, gallery):
     config = LocalizerConfig(retrieval=RetrievalConfig(min_similarity=1.0))
     estimate = Localizer(gallery, ProjectionEncoder(), config).localize(frame_of(ground, SHOT))

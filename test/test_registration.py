@@ -1,6 +1,7 @@
 """Features, matching, alignment and camera pose, each against what is known to be true."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from bicrossnet_ros.registration import (
     Registration,
     coarse_similarity,
     jacobian_at,
+    refused_shape,
     register,
 )
 from bicrossnet_ros.types import Reason
@@ -221,10 +223,17 @@ def test_an_impossible_scale_is_refused(scale):
     assert 'expected 0.74 to 1.35' in found.detail
 
 
+@pytest.mark.parametrize(('turn', 'refused'), [(20.0, False), (110.0, False), (-70.0, True)])
+def test_a_turn_counts_from_the_known_heading_not_from_the_one_tried(turn, refused):
+    tried_beside = replace(EXPECTATION, rotation_deg=25.0)
+    assert bool(refused_shape(1.0, turn, tried_beside)) == refused
+    assert not refused_shape(1.0, 170.0, replace(EXPECTATION, rotation_deg=-170.0))
+
+
 def test_a_turn_against_a_known_heading_is_refused():
     found = refusal(similarity(rotation_deg=140.0))
     assert found.reason is Reason.IMPLAUSIBLE
-    assert 'turned by 140 deg; expected at most 90' in found.detail
+    assert 'turned by 140 deg against its heading; expected at most 90' in found.detail
     source, target = synthetic(similarity(rotation_deg=140.0))
     free = Expectation(min_scale=0.74, max_scale=1.35)
     assert isinstance(register(source, target, np.zeros(2), CONFIG, free), Registration)
