@@ -222,16 +222,17 @@ def test_the_command_measures_and_goes_on(folder, capsys):
         *('--models', f'nano={default_model_path()}', '--out', str(out)),
         *('--pictures', str(folder / 'pictures'), '--conditions'),
     ]
-    assert main([*command, 'plain', 'everything_any_heading', 'everything']) == 0
+    assert main([*command, 'plain', 'typical_any_heading', 'everything']) == 0
     results = json.loads(out.read_text())
     keys = [(row['condition'], row['guesses']) for row in results['rows']]
     assert keys == [
         ('plain', 1),
-        ('everything_any_heading', 1),
-        ('everything_any_heading', 12),
+        ('typical_any_heading', 1),
+        ('typical_any_heading', 12),
         ('everything', 1),
     ]
     assert results['command'].startswith('python -m training.evaluate_views --data')
+    assert [row['queries'] for row in results['rows']] == [6, 3, 3, 6]
     row = results['rows'][0]
     assert (row['queries'], row['gallery']) == (6, 48)
     assert row['recall_at_1'] > 1 / 3

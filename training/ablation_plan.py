@@ -25,6 +25,7 @@ EfficientNet-Lite0 with its ImageNet weights.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,18 @@ class Plan:
     rows: tuple[Row, ...]
 
 
-def load_plan(path: Path, *, changes: tuple[str, ...] = ()) -> Plan:
-    """Read a plan; `changes` are made to all rows after the plan's own.
+def load_plan(
+    path: Path, *, changes: tuple[str, ...] = (), only: Sequence[str] | None = None
+) -> Plan:
+    """Read a plan.
+
+    Parameters
+    ----------
+    path : Path
+    changes : tuple of str
+        Made to all rows, after the plan's own.
+    only : sequence of str, optional
+        Names of the rows that are wanted.
 
     Raises
     ------
@@ -101,6 +112,7 @@ def load_plan(path: Path, *, changes: tuple[str, ...] = ()) -> Plan:
     seeds = tuple(data.get('seeds', (0,)))
     rows = tuple(_row(entry, seeds, f'{path}: rows') for entry in data['rows'])
     _check_rows(rows, path)
+    rows = _chosen(rows, only, path)
     plan = Plan(
         config=load_config(path.parent / str(data['config'])),
         passes=_positive(data.get('passes', 1), f'{path}: passes', 1e6),
@@ -108,8 +120,11 @@ def load_plan(path: Path, *, changes: tuple[str, ...] = ()) -> Plan:
         changes=(*data.get('set', ()), *changes),
         rows=rows,
     )
-    for row in rows:
-        row_config(plan, row, scenes=1000, seed=0)  # what it cannot be is found before any run
+    for row in rows:  # what cannot be is found before any run
+        try:
+            row_config(plan, row, scenes=1000, seed=0)
+        except ConfigError as error:
+            raise ConfigError(f'{path}: {row.name}: {error}') from error
     return plan
 
 
@@ -169,6 +184,15 @@ def _check_rows(rows: tuple[Row, ...], path: Path) -> None:
             )
         if not row.seeds or not all(isinstance(seed, int) for seed in row.seeds):
             raise ConfigError(f'{path}: {row.name}: seeds are {row.seeds}; expected whole numbers')
+
+
+def _chosen(rows: tuple[Row, ...], only: Sequence[str] | None, path: Path) -> tuple[Row, ...]:
+    if only is None:
+        return rows
+    known = {row.name: row for row in rows}
+    if unknown := [name for name in only if name not in known]:
+        raise ConfigError(f'{path}: no row {unknown[0]}; expected some of {", ".join(known)}')
+    return tuple(known[name] for name in dict.fromkeys(only))
 
 
 def _check_keys(data: Any, known: set[str], where: str, *, needed: set[str]) -> None:

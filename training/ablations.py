@@ -183,11 +183,9 @@ def _history(run: Path, config: TrainConfig) -> dict[str, Any]:
 
 def study(options: argparse.Namespace, *, command: str) -> None:
     """Carry out a plan: train and evaluate what is missing."""
-    plan = load_plan(options.plan, changes=tuple(options.set))
+    plan = load_plan(options.plan, changes=tuple(options.set), only=options.rows)
     if options.passes:
         plan = replace(plan, passes=options.passes)
-    if options.rows:
-        plan = _only(plan, options.rows)
     work = Study(plan, data=options.data, out=options.out)
     runs = work.runs()
     head = {'command': command, 'revision': git_revision()}
@@ -230,13 +228,6 @@ def _fastest(final: Path) -> Path:
     path = final.with_name('model.safetensors')
     write_model(path, model)
     return path
-
-
-def _only(plan: Plan, names: Sequence[str]) -> Plan:
-    known = {row.name: row for row in plan.rows}
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f'--rows {unknown[0]}: no such row; expected some of {", ".join(known)}')
-    return replace(plan, rows=tuple(known[name] for name in names))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,13 @@ def make_task(scenes: TestScenes, *, per_scene: int, seed: int) -> Task:
     return Task(scenes, tiles, places, seed, right)
 
 
+def first_places(task: Task) -> Task:
+    """Return the task with one query a scene, the first: where each costs many embeddings."""
+    first, places = task.places.numbers == 0, task.places
+    fewer = Places(places.scenes[first], places.numbers[first], places.centers[first])
+    return replace(task, places=fewer, right=task.right[first])
+
+
 class Evaluation:
     """Models on one task; galleries are embedded when they are first needed.
 
@@ -114,23 +121,24 @@ class Evaluation:
     def run(self, conditions: Sequence[Condition]) -> None:
         """Measure all models under all conditions, one condition after the other."""
         for number, condition in enumerate(conditions, 1):
-            views = render(self.task.scenes, self.task.places, condition, seed=self.task.seed)
+            task = first_places(self.task) if condition.any_heading else self.task
+            views = render(task.scenes, task.places, condition, seed=task.seed)
             pixels = _sha(views)
             for name in self._models:
-                for row in self._measure(name, condition, views, pixels):
+                for row in self._measure(task, name, condition, views, pixels):
                     print(
                         f'[{number}/{len(conditions)}] {_line(row)}', file=sys.stderr, flush=True
                     )
 
     def _measure(
-        self, name: str, condition: Condition, views: NDArray[np.uint8], pixels: str
+        self, task: Task, name: str, condition: Condition, views: NDArray[np.uint8], pixels: str
     ) -> list[dict[str, Any]]:
         """Make the rows of a model under a condition; returns the new ones."""
         fingerprint = fingerprint_of(
             model=self._models[name].model_id,
             views=pixels,
             tiles=self._tiles_sha,
-            places=self.task.places.centers.tolist(),
+            places=task.places.centers.tolist(),
         )
         keys = list(self._keys(name, condition))
         if all(self.rows.finished(key, fingerprint) for key in keys):
@@ -139,15 +147,15 @@ class Evaluation:
         made = []
         for key in keys:
             compared = self._compared(name, queries[:, : key['guesses']], key['descriptor'])
-            ranking = rank(*compared, self.task.right)
-            row = self._row(key, condition, ranking, fingerprint)
+            ranking = rank(*compared, task.right)
+            row = self._row(task, key, condition, ranking, fingerprint)
             self.rows.put(row)
             made.append(row)
             if key['descriptor'] == FLOAT:
                 shown = ranking
         if self.pictures and condition.name in PICTURED:
             write_failures(
-                self.pictures / f'views_{name}_{condition.name}.jpg', self.task, views, shown
+                self.pictures / f'views_{name}_{condition.name}.jpg', task, views, shown
             )
         return made
 
@@ -200,13 +208,18 @@ class Evaluation:
         return self._galleries[name]
 
     def _row(
-        self, key: dict[str, Any], condition: Condition, ranking: Ranking, fingerprint: str
+        self,
+        task: Task,
+        key: dict[str, Any],
+        condition: Condition,
+        ranking: Ranking,
+        fingerprint: str,
     ) -> dict[str, Any]:
-        scenes, places = self.task.scenes, self.task.places.scenes.tolist()
+        scenes, places = task.scenes, task.places.scenes.tolist()
         return {
             **key,
             'group': condition.group,
-            'gallery': len(self.task.tiles.scenes),
+            'gallery': len(task.tiles.scenes),
             **figures(ranking.ranks),
             'by_scale': by_group(ranking.ranks, [scenes.scales[k] for k in places]),
             'by_land_use': by_group(ranking.ranks, [scenes.land_uses[k] for k in places]),

@@ -40,7 +40,9 @@ def write_failures(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=150)
         failed = int((ranking.ranks > 0).sum())
-        title = f'{path.stem.replace("_", " ")}: {failed} of {len(ranking.ranks)} queries fail; some'
+        title = (
+            f'{path.stem.replace("_", " ")}: {failed} of {len(ranking.ranks)} queries fail; some'
+        )
         figure.text(0.25 / width, 1 - 0.1 / height, title, va='top', size=9, weight='bold')
         for line, head in enumerate(heads):
             bottom = height - TITLE - (line + 1) * PICTURE - line * CAPTION

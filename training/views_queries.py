@@ -103,7 +103,7 @@ def conditions() -> tuple[Condition, ...]:
         *world,
         typical,
         whole,
-        *(_any_heading(one) for one in (base, world[1], typical, whole)),
+        *(_any_heading(one) for one in (base, typical, world[0])),
     )
 
 
