@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -198,20 +199,33 @@ def table(rows: list[dict]) -> str:
         figures = ' / '.join(f'{100 * row[f"recall_at_{rank}"]:.1f}' for rank in RANKS)
         groups.setdefault(key, {})[row['descriptor']] = figures
     for key, found in groups.items():
-        lines.append('| ' + ' | '.join([*key, *(found[kind] for kind in KINDS)]) + ' |')
+        cells = [found.get(kind, '') for kind in KINDS]
+        lines.append('| ' + ' | '.join([*key, *cells]) + ' |')
     return '\n'.join(lines)
 
 
-def measure(name: str, path: Path, options: argparse.Namespace) -> list[dict]:
-    """All rows of a model."""
+def measure(name: str, path: Path, options: argparse.Namespace) -> Iterator[dict]:
+    """All rows of a model, as they are found."""
     encoder = open_encoder(path)
     if encoder.projection is None:
         raise ModelError(f'{path} has no descriptor; {HOW_TO_FIT}')
     views = replace(ViewConfig(), heading_error_deg=options.heading_error_deg)
-    rows = list(test_rows(encoder, options.data, views=views))
+    parts = [test_rows(encoder, options.data, views=views)]
     if options.flight:
-        rows += flight_rows(encoder, path.resolve(), options.flight.resolve())
-    return [{'model': name, 'embedding_dim': encoder.embedding_dim, **row} for row in rows]
+        parts.append(flight_rows(encoder, path.resolve(), options.flight.resolve()))
+    for row in itertools.chain(*parts):
+        yield {'model': name, 'embedding_dim': encoder.embedding_dim, **row}
+
+
+def save(rows: list[dict], path: Path) -> None:
+    """Write the rows and how they were made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        'command': ' '.join(['python', *sys.argv]),
+        'revision': git_revision(),
+        'rows': rows,
+    }
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
 def main() -> int:
@@ -236,17 +250,12 @@ def main() -> int:
     try:
         for item in options.models:
             name, _, path = item.partition('=')
-            rows += measure(name, Path(path), options)
+            for row in measure(name, Path(path), options):
+                rows.append(row)
+                save(rows, options.out)  # hours of a busy machine are not lost with it
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        'command': ' '.join(['python', *sys.argv]),
-        'revision': git_revision(),
-        'rows': rows,
-    }
-    options.out.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     print(table(rows))
     return 0
 
