@@ -67,12 +67,14 @@ class PlaceSearch:
         circle : Circle, optional
             Where places may be.
         everywhere : bool
-            Visit every tile when places are proposed, an IVF index's too.
+            Visit every tile when places are proposed, an IVF index's too; the patch nearest to the
+            middle then proposes alone.
         """
         average = np.asarray(descriptors @ self._mean_embedding(), np.float64)
         block = self._block(ballot, circle)
         if block is None:
-            found = self._propose(descriptors, average, ballot, circle, everywhere)
+            exhaustive = count if everywhere else 0
+            found = self._propose(descriptors, average, ballot, circle, exhaustive)
         else:
             found = self._vote(block, descriptors, average, ballot)
         tiles, scores, hypothesis = found
@@ -127,23 +129,31 @@ class PlaceSearch:
         average: FloatArray,
         ballot: Ballot,
         circle: Circle | None,
-        everywhere: bool,
+        exhaustive: int,
     ) -> tuple[Int64Array, FloatArray, Int64Array]:
-        """Places that the best tiles of single patches point to, scored by all patches."""
+        """Places that the best tiles of single patches point to, scored by all patches.
+
+        With `exhaustive`, so many tiles of one patch out of all there are.
+        """
         tile_count = len(self.gallery.tile_east_m)
         center_m, radius_m = circle or ((0.0, 0.0), math.inf)
-        within = circle is not None or everywhere
+        proposing, k = np.arange(len(descriptors)), PROPOSALS
+        if exhaustive:
+            # Visiting every tile costs as much as the rest of a frame: one patch must do.
+            proposing = np.array([np.linalg.norm(ballot.offsets_m, axis=1).argmin()])
+            k = max(PROPOSALS, exhaustive)
+        within = circle is not None or exhaustive > 0
         similarity, tile = self.gallery.search(
-            descriptors,
-            k=PROPOSALS,
+            descriptors[proposing],
+            k=k,
             center_m=center_m if within else None,
             radius_m=radius_m + ballot.reach_m if within else None,
         )
-        patch, rank = np.nonzero(tile != NO_TILE)
-        tiles = tile[patch, rank]
+        line, rank = np.nonzero(tile != NO_TILE)
+        patch, tiles = proposing[line], tile[line, rank]
         points_m = self._centers_m(tiles) - ballot.offsets_m[patch]
         places = self.grid.nearest(points_m, limit_m=0.5 * self.gallery.tile_size_m)
-        excess = ballot.weights[patch] * (similarity[patch, rank] - average[patch])
+        excess = ballot.weights[patch] * (similarity[line, rank] - average[patch])
         known = (places != NO_TILE) & self._inside(places, circle) & (excess > 0)
         keys, index = np.unique(
             ballot.hypothesis[patch][known] * tile_count + places[known], return_inverse=True

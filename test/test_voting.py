@@ -332,9 +332,23 @@ def test_a_place_in_the_corner_of_the_map_is_found(gallery, corner):
         assert off_m.min() <= 8.0
 
 
-def test_look_alikes_of_a_place_begin_with_itself(gallery):
-    search = PlaceSearch(gallery)
-    place = PLACE_M
-    places = look_alikes(search, place, OFFSETS_M, apart_m=24.0, count=5, circle=None)
+@pytest.mark.parametrize('dense_cells', [10**6, 0])
+def test_look_alikes_of_a_place_begin_with_itself(gallery, dense_cells):
+    search = PlaceSearch(gallery, dense_cells=dense_cells)
+    places = look_alikes(search, PLACE_M, OFFSETS_M, apart_m=24.0, count=5, circle=None)
     assert len(places) == 5
-    assert np.hypot(places[0].east_m - place[0], places[0].north_m - place[1]) < 12.0
+    assert np.hypot(places[0].east_m - PLACE_M[0], places[0].north_m - PLACE_M[1]) < 12.0
+
+
+def test_a_copy_is_the_look_alike_however_the_map_is_searched(tmp_path):
+    half = textured(300, 300, seed=8)
+    path = write_map(tmp_path / 'map.tif', np.hstack([half, half]))
+    out = build_gallery(tmp_path / 'map.gallery', path, tile_px=64, overlap=0.75)
+    with open_gallery(out) as twins:
+        place = np.array([twins.tile_east_m.min() + 56.0, twins.tile_north_m.min() + 56.0])
+        for dense_cells in (10**6, 0):
+            search = PlaceSearch(twins, dense_cells=dense_cells)
+            two = look_alikes(search, place, OFFSETS_M, apart_m=24.0, count=2, circle=None)
+            found = sorted(np.hypot(one.east_m - place[0], one.north_m - place[1]) for one in two)
+            assert found[0] < 12.0
+            assert found[1] == pytest.approx(150.0, abs=12.0)
