@@ -126,22 +126,6 @@ NO_TEACHER = {'losses.logit_distillation': 0, 'losses.teacher': ''}
         ('ablation_kd_middle_none', 'ablation_backbone_middle', {}),
         ('ablation_kd_recu_none', 'ablation_backbone_recu', {}),
         ('ablation_backbone_recu', 'ablation_backbone_xnor', {'model.name': 'resnet34_xnor'}),
-        # The default models.
-        (
-            'default_nano',
-            'default_nano_heading_free',
-            {'data.views.heading_error_deg': 180},
-        ),
-        (
-            'default_nano',
-            'default_tiny',
-            {'model.name': 'bnext_tiny', 'model.widen_from': 'runs/default_nano/final.pt'},
-        ),
-        (
-            'default_efficientnet',
-            'default_teacher',
-            {'data.views.heading_error_deg': 180},
-        ),
         # Table 2.
         *(
             (
@@ -183,6 +167,24 @@ def test_a_teacher_is_where_its_own_run_puts_it():
         path = Path(teacher)
         assert (path.parts[0], path.name) == ('runs', 'final.pt')
         assert (FOLDER / f'{path.parent.name}.yaml').exists()
+
+
+def test_the_default_models_go_on_from_each_other():
+    before = {
+        path.stem: {config.model.pretrained, config.model.widen_from} - {'', 'imagenet'}
+        for path in FOLDER.glob('default*.yaml')
+        for config in [load(path.stem)]
+    }
+    assert before == {
+        'default': set(),
+        'default_teacher': set(),
+        'default_convnext': set(),
+        'default_nano_start': set(),
+        'default_nano': {'runs/default_nano_start/final.pt'},
+        'default_nano_heading_free': {'runs/default_nano/final.pt'},
+        'default_tiny': {'runs/default_nano/final.pt'},
+        'default_tiny_heading_free': {'runs/default_nano_heading_free/final.pt'},
+    }
 
 
 def test_the_modern_recipe_needs_no_classes():
