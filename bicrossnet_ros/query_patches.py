@@ -53,12 +53,6 @@ class Ballot:
     hypothesis: Int64Array
     guesses: tuple[tuple[float, float], ...]
 
-    @classmethod
-    def single(cls, guesses: Sequence[tuple[float, float]]) -> Ballot:
-        """One patch a hypothesis, at the image's middle."""
-        count = len(guesses)
-        return cls(np.zeros((count, 2)), np.ones(count), np.arange(count), tuple(guesses))
-
     def members(self, hypothesis: int) -> Int64Array:
         """The patches of a hypothesis."""
         return np.flatnonzero(self.hypothesis == hypothesis)

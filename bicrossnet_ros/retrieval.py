@@ -11,7 +11,7 @@ from bicrossnet_ros.query_patches import Ballot
 from bicrossnet_ros.ranking import Circle, Place, Ranking, distinct_places, places_in
 from bicrossnet_ros.tile_grid import NO_TILE, TileGrid
 from bicrossnet_ros.tile_index import Float32Array, Int64Array
-from bicrossnet_ros.types import FloatArray, TileMatch
+from bicrossnet_ros.types import FloatArray
 from bicrossnet_ros.voting import Block, vote_at_places, vote_over_block
 
 # Up to this many cells every tile is compared with every patch: about 80 MB of embeddings.
@@ -204,33 +204,6 @@ class PlaceSearch:
 
     def _centers_m(self, tiles: Int64Array) -> FloatArray:
         return np.stack([self.gallery.tile_east_m[tiles], self.gallery.tile_north_m[tiles]], 1)
-
-
-def rank_tiles(
-    gallery: Gallery,
-    embeddings: Float32Array,
-    ballot: Ballot,
-    *,
-    count: int,
-    circle: Circle | None = None,
-) -> list[TileMatch]:
-    """The best places for the patches of one frame, best first; for a single question.
-
-    Parameters
-    ----------
-    gallery : Gallery
-    embeddings : ndarray of shape (Q, E), float32
-        One row a patch, as the encoder made them.
-    ballot : Ballot
-        Whose Q patches they are; see `query_patches.cut_patches`.
-    count : int
-        Places wanted.
-    circle : Circle, optional
-        Where places may be.
-    """
-    search = PlaceSearch(gallery)
-    descriptors = gallery.descriptor(embeddings)
-    return search.rank(descriptors, ballot, count=count, circle=circle).matches()
 
 
 def look_alikes(

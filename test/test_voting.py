@@ -14,7 +14,7 @@ from bicrossnet_ros.hypotheses import interpret
 from bicrossnet_ros.patch import FramePyramid
 from bicrossnet_ros.query_patches import MIN_SHARE, Ballot, cut_patches, patch_offsets
 from bicrossnet_ros.ranking import distinct_places
-from bicrossnet_ros.retrieval import PlaceSearch, look_alikes, rank_tiles
+from bicrossnet_ros.retrieval import PlaceSearch, look_alikes
 from bicrossnet_ros.tile_grid import NO_TILE, TileGrid, hat
 from bicrossnet_ros.types import Attitude, Frame
 from bicrossnet_ros.voting import Block, vote_at_places, vote_over_block
@@ -278,8 +278,8 @@ def test_a_similarity_is_the_weighted_mean_of_cosines(gallery):
 
 def test_one_patch_in_the_middle_ranks_as_a_search_does(gallery, asked):
     _, _, descriptors = asked
-    ballot = Ballot.single([(0.0, 90.0)])
-    matches = rank_tiles(gallery, descriptors[:1], ballot, count=7)
+    ballot = Ballot(np.zeros((1, 2)), np.ones(1), np.zeros(1, np.int64), ((0.0, 90.0),))
+    matches = PlaceSearch(gallery).rank(descriptors[:1], ballot, count=7).matches()
     similarity, tiles = gallery.search(descriptors[:1], k=7)
     assert [match.tile_id for match in matches] == tiles[0].tolist()
     assert [match.similarity for match in matches] == pytest.approx(similarity[0], abs=1e-5)

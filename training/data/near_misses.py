@@ -50,10 +50,6 @@ class Ground:
     query_side: float
 
 
-# Columns of `training.data.loader.Batch.ground`.
-GROUND_COLUMNS = tuple(Ground.__dataclass_fields__)
-
-
 def near_places(rng: Generator, *, scene_px: int, places: int, config: ViewConfig) -> list[Place]:
     """Draw places of one side and rotation, each `NEAREST` to `FARTHEST` sides from all others.
 
