@@ -168,10 +168,17 @@ class GroundView:
         return np.asarray(np.degrees(np.arccos(np.clip(down, -1.0, 1.0))), np.float64)
 
     def footprint_m(self) -> FloatArray:
-        """Ground points (N, 2) along the frame's border, those too near the horizon left out."""
-        border = undistorted(self.intrinsics, _border(self.intrinsics))
-        seen = self.ray_off_vertical_deg(border) <= MAX_RAY_DEG
-        return apply(inverse(self.frame_from_ground), border[seen])
+        """Ground points (N, 2) that span what the frame sees, none too near the horizon.
+
+        Those of its border; where part of that is too near, points inside as well: of a fisheye
+        the whole border may be.
+        """
+        points = undistorted(self.intrinsics, _border(self.intrinsics))
+        seen = self.ray_off_vertical_deg(points) <= MAX_RAY_DEG
+        if not seen.all():
+            points = np.concatenate([points, undistorted(self.intrinsics, _grid(self.intrinsics))])
+            seen = self.ray_off_vertical_deg(points) <= MAX_RAY_DEG
+        return apply(inverse(self.frame_from_ground), points[seen])
 
 
 def _border(intrinsics: Intrinsics, count: int = 16) -> FloatArray:
@@ -186,6 +193,13 @@ def _border(intrinsics: Intrinsics, count: int = 16) -> FloatArray:
     return unit * [intrinsics.width_px - 1, intrinsics.height_px - 1]
 
 
+def _grid(intrinsics: Intrinsics) -> FloatArray:
+    """Points (81, 2) all over the frame."""
+    rows, cols = np.mgrid[0.0:1.0:9j, 0.0:1.0:9j]
+    unit = np.stack([cols.ravel(), rows.ravel()], axis=1)
+    return np.asarray(unit * [intrinsics.width_px - 1, intrinsics.height_px - 1], np.float64)
+
+
 def check_view(view: GroundView, config: CameraConfig) -> None:
     """Raise ImageError if the camera is tilted too far or sees too much of the horizon."""
     if not view.tilt_deg <= config.max_tilt_deg:
@@ -193,9 +207,7 @@ def check_view(view: GroundView, config: CameraConfig) -> None:
             f'the camera looks {view.tilt_deg:.1f} deg off the vertical; '
             f'expected at most {config.max_tilt_deg:g} deg (max_tilt_deg)'
         )
-    rows, cols = np.mgrid[0.0:1.0:9j, 0.0:1.0:9j]
-    size = [view.intrinsics.width_px - 1, view.intrinsics.height_px - 1]
-    points = undistorted(view.intrinsics, np.stack([cols.ravel(), rows.ravel()], axis=1) * size)
+    points = undistorted(view.intrinsics, _grid(view.intrinsics))
     share = float((view.ray_off_vertical_deg(points) <= MAX_RAY_DEG).mean())
     if share < MIN_GROUND_SHARE:
         raise ImageError(

@@ -193,7 +193,9 @@ class Gallery:
         GalleryError
             If the queries have another size than the gallery's embeddings or are not finite.
         """
-        queries = self._checked_queries(embeddings, k)
+        if k < 1:
+            raise GalleryError(f'search for {k} tiles; expected at least 1')
+        queries = self.checked_queries(embeddings)
         if (center_m is None) != (radius_m is None):
             raise GalleryError('a search takes both center_m and radius_m, or neither')
         if center_m is None or radius_m is None:
@@ -299,9 +301,14 @@ class Gallery:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _checked_queries(self, embeddings: Float32Array, k: int) -> Float32Array:
-        if k < 1:
-            raise GalleryError(f'search for {k} tiles; expected at least 1')
+    def checked_queries(self, embeddings: Float32Array) -> Float32Array:
+        """Queries (Q, D) as float32, if they can be compared with what the gallery stores.
+
+        Raises
+        ------
+        GalleryError
+            If they have another size than the gallery's embeddings or are not finite.
+        """
         queries = np.ascontiguousarray(embeddings, np.float32)
         size = self.manifest.embedding_dim
         if queries.ndim != 2 or queries.shape[1] != size:

@@ -70,6 +70,7 @@ class PlaceSearch:
             Visit every tile when places are proposed, an IVF index's too; the patch nearest to the
             middle then proposes alone.
         """
+        descriptors = self.gallery.checked_queries(descriptors)
         average = np.asarray(descriptors @ self._mean_embedding(), np.float64)
         block = self._block(ballot, circle)
         if block is None:

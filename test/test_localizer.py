@@ -488,6 +488,35 @@ def test_a_frame_that_a_library_gives_up_on_does_not_end_the_flight(ground, loca
     check_fix(localizer.localize(frame_of(ground, SHOT)), SHOT)
 
 
+@pytest.mark.parametrize('model', ['plumb_bob', 'equidistant'])
+def test_a_fisheye_whose_whole_border_is_near_the_horizon_does_not_end_the_flight(
+    ground, gallery, model
+):
+    """More than half of such a frame is ground, and none of its border."""
+    focal_px = 25.0 if model == 'plumb_bob' else 72.0
+    lens = Intrinsics(200, 200, focal_px, focal_px, 99.5, 99.5, (), model)
+    frame = Frame(ground[:200, :200], 12.5, lens, Attitude(0.0, 0.0, 30.0), 30.0)
+    for config in (LocalizerConfig(), tiles_only(0.0)):
+        estimate = Localizer(gallery, ProjectionEncoder(), config).localize(frame)
+        assert estimate.reason is not Reason.BAD_INPUT, estimate.detail
+        assert len(estimate.candidates) > 0
+
+
+def test_an_encoder_that_does_not_fit_or_fails_does_not_end_the_flight(ground, gallery):
+    class Broken(ProjectionEncoder):
+        def encode(self, patches):
+            return np.full_like(super().encode(patches), np.nan)
+
+    frame = frame_of(ground, SHOT)
+    for encoder, words in (
+        (ProjectionEncoder(embedding_dim=16), 'the gallery has float32 embeddings of 24'),
+        (Broken(), 'query embedding is not finite'),
+    ):
+        estimate = Localizer(gallery, encoder).localize(frame)
+        check_no_fix(estimate, Reason.BAD_INPUT)
+        assert words in estimate.detail
+
+
 # The real flight
 
 
