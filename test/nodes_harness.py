@@ -20,6 +20,10 @@ from nodes_scene import AGL_M, CAMERA, REPOSITORY
 
 from bicrossnet_ros.types import Attitude
 
+# What does not happen in this time hangs. The first frame takes seconds of computing: it reads the
+# map around it, and a busy machine gives a test a tenth of a core.
+PATIENCE_S = 90.0
+
 
 def free_domain() -> tuple[int, IO[str]]:
     """A ROS domain that no other test on this computer uses while the file stays open.
@@ -63,7 +67,7 @@ class Process:
     def output(self) -> str:
         return self._log.read_text(encoding='utf-8')
 
-    def wait_for_output(self, text: str, timeout_s: float = 20.0) -> None:
+    def wait_for_output(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         until_s = time.monotonic() + timeout_s
         while text not in self.output:
             assert time.monotonic() < until_s, f'{text!r} did not appear in:\n{self.output}'
@@ -197,7 +201,7 @@ class Client:
         self.node.destroy_node()
         self.context.try_shutdown()
 
-    def spin_until(self, condition, *, timeout_s: float = 20.0, what: str = '') -> None:
+    def spin_until(self, condition, *, timeout_s: float = PATIENCE_S, what: str = '') -> None:
         until_s = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < until_s, f'{what or condition} not within {timeout_s} s'
@@ -220,7 +224,7 @@ class Client:
 
     # Services
 
-    def call(self, kind: type, name: str, request: object, timeout_s: float = 30.0):
+    def call(self, kind: type, name: str, request: object, timeout_s: float = PATIENCE_S):
         key = f'{name} {kind.__name__}'
         if key not in self._services:
             self._services[key] = self.node.create_client(kind, name)
@@ -317,7 +321,7 @@ class Client:
         for topic, message in messages.items():
             self.publishers[topic].publish(message)
 
-    def localize(self, messages: dict, *, timeout_s: float = 20.0):
+    def localize(self, messages: dict, *, timeout_s: float = PATIENCE_S):
         """Publish one exposure and wait for what the node says: (estimate, fix)."""
         from bicrossnet_ros.nodes.diagnostics import estimate_from_diagnostic
 
