@@ -213,14 +213,17 @@ class _Attempt:
             )
         with self._clock.stage('encode'):
             embeddings = self._encoder.encode(images)
-        places = registration.max_windows + registration.fallback_windows
-        # Without registration as well: a lead shows only if tiles elsewhere are among them.
-        each = places_in(self._aligner.apart_m, self._search.grid.stride_m)
+        stride_m = self._search.grid.stride_m
+        each = places_in(self._aligner.apart_m, stride_m)
+        count = each * (registration.max_windows + registration.fallback_windows)
+        # Without registration a lead shows only if tiles elsewhere are among them: more than the
+        # neighbours of the best, of which the map's border has a row and a column extra.
+        near = (2 * math.ceil(self._gallery.tile_size_m / stride_m) + 2) ** 2
         with self._clock.stage('search'):
             return self._search.rank(
                 self._gallery.descriptor(embeddings),
                 ballot,
-                count=max(retrieval.candidates, each * places),
+                count=max(retrieval.candidates, count, near + 1),
                 circle=circle,
             )
 
@@ -279,6 +282,13 @@ class _Attempt:
             return no_fix(Refusal(Reason.LOW_SIMILARITY, detail), shown)
         lead = lead_over_elsewhere(ranked, tile_size_m=tile_size_m)
         needed = self._config.retrieval.min_margin
+        if math.isinf(lead) and needed > 0:
+            # Not a lead but a place without rivals: of a map of one tile every frame would be.
+            detail = (
+                f'no place further than {tile_size_m:g} m from the best one was compared with '
+                'it, so its lead is unknown; take a larger map or a wider prior, or registration'
+            )
+            return no_fix(Refusal(Reason.AMBIGUOUS, detail), shown)
         if lead < needed:
             detail = f'the best place leads one elsewhere by {lead:.3f}; {needed:g} is needed'
             return no_fix(Refusal(Reason.AMBIGUOUS, detail), shown)

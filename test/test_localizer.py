@@ -434,6 +434,16 @@ def test_without_registration_few_candidates_hide_no_rival(ground, gallery):
     assert len(estimate.candidates) == 1
 
 
+def test_without_registration_the_only_place_of_a_map_is_no_lead(ground, tmp_path):
+    """Whatever flies there, no other place of the map looks more like it."""
+    frame, config = frame_of(ground, SHOT), tiles_only(0.01, min_similarity=-1.0)
+    with gallery_of(tmp_path, ground[:128, :128]) as small:
+        assert small.manifest.tile_count == 1
+        estimate = Localizer(small, ProjectionEncoder(), config).localize(frame)
+        check_no_fix(estimate, Reason.AMBIGUOUS)
+        assert 'no place further than 64 m' in estimate.detail
+
+
 def test_without_registration_a_low_similarity_is_refused(ground, gallery):
     localizer = Localizer(gallery, ProjectionEncoder(), tiles_only(0.0, 1.0))
     check_no_fix(localizer.localize(frame_of(ground, SHOT)), Reason.LOW_SIMILARITY)
