@@ -138,11 +138,11 @@ class PlaceSearch:
         """
         tile_count = len(self.gallery.tile_east_m)
         center_m, radius_m = circle or ((0.0, 0.0), math.inf)
-        proposing, k = np.arange(len(descriptors)), PROPOSALS
+        proposing, k = np.arange(len(descriptors)), min(PROPOSALS, tile_count)
         if exhaustive:
             # Visiting every tile costs as much as the rest of a frame: one patch must do.
             proposing = np.array([np.linalg.norm(ballot.offsets_m, axis=1).argmin()])
-            k = max(PROPOSALS, exhaustive)
+            k = min(max(PROPOSALS, exhaustive), tile_count)
         within = circle is not None or exhaustive > 0
         similarity, tile = self.gallery.search(
             descriptors[proposing],
@@ -160,7 +160,8 @@ class PlaceSearch:
             ballot.hypothesis[patch][known] * tile_count + places[known], return_inverse=True
         )
         tally = np.bincount(index.reshape(-1), excess[known], minlength=len(keys))
-        chosen = keys[np.argsort(-tally, kind='stable')[:VERIFIED]]
+        # With a large overlap the wanted places are more: neighbours of each are among them.
+        chosen = keys[np.argsort(-tally, kind='stable')[: max(VERIFIED, exhaustive)]]
         scores = self._verify(chosen, descriptors, average, ballot)
         best = chosen[np.argsort(-scores, kind='stable')[:POLISHED]]
         further = np.setdiff1d(self._beside(best), chosen)
@@ -178,16 +179,19 @@ class PlaceSearch:
         tile_count = len(self.gallery.tile_east_m)
         scores = np.full(len(keys), -np.inf)
         for hypothesis in np.unique(keys // tile_count).tolist():
-            own = np.flatnonzero(keys // tile_count == hypothesis)
-            scores[own] = vote_at_places(
-                self.grid,
-                self._centers_m(keys[own] % tile_count),
-                descriptors,
-                average,
-                ballot,
-                hypothesis=hypothesis,
-                embeddings_of=self.gallery.embeddings,
-            )
+            members = np.flatnonzero(keys // tile_count == hypothesis)
+            # Piece by piece: the embeddings around thousands of places are many.
+            for start in range(0, len(members), VERIFIED):
+                own = members[start : start + VERIFIED]
+                scores[own] = vote_at_places(
+                    self.grid,
+                    self._centers_m(keys[own] % tile_count),
+                    descriptors,
+                    average,
+                    ballot,
+                    hypothesis=hypothesis,
+                    embeddings_of=self.gallery.embeddings,
+                )
         return scores
 
     def _beside(self, keys: Int64Array) -> Int64Array:

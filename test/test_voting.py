@@ -352,3 +352,15 @@ def test_a_copy_is_the_look_alike_however_the_map_is_searched(tmp_path):
             found = sorted(np.hypot(one.east_m - place[0], one.north_m - place[1]) for one in two)
             assert found[0] < 12.0
             assert found[1] == pytest.approx(150.0, abs=12.0)
+
+
+def test_as_many_look_alikes_as_wanted_are_found_among_closely_spaced_tiles(tmp_path):
+    """Every place has 200 neighbours then, which must not fill the list."""
+    picture = textured(240, 480, seed=8)
+    path = write_map(tmp_path / 'map.tif', picture)
+    with open_gallery(build_gallery(tmp_path / 'm.gallery', path, tile_px=64, overlap=0.9)) as one:
+        place = np.array([one.tile_east_m.min() + 40.0, one.tile_north_m.min() + 40.0])
+        for dense_cells in (10**6, 0):
+            search = PlaceSearch(one, dense_cells=dense_cells)
+            places = look_alikes(search, place, OFFSETS_M, apart_m=24.0, count=16, circle=None)
+            assert len(places) == 16
