@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.query_patches import Ballot
 from bicrossnet_ros.ranking import Circle, Place, Ranking, distinct_places, places_in
@@ -79,6 +80,10 @@ class PlaceSearch:
         else:
             found = self._vote(block, descriptors, average, ballot)
         tiles, scores, hypothesis = found
+        if np.isnan(average).any() or np.isnan(scores).any():
+            raise GalleryError(
+                f'{self.gallery.path} holds embeddings that are not finite; rebuild the gallery'
+            )
         allowed = np.isfinite(scores) & self._inside(tiles, circle)
         tiles, scores, hypothesis = tiles[allowed], scores[allowed], hypothesis[allowed]
         best = np.argsort(-scores, kind='stable')[:count]

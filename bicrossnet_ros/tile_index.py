@@ -136,9 +136,32 @@ def read_index(path: Path, *, size: int, tile_count: int, parameters: dict[str, 
             f'{path} holds {found} (kind, embedding size, tiles), gallery.json says {expected}; '
             'rebuild the gallery'
         )
-    if stores_signs(parameters) and not sign_index.stores_signs(index):
-        raise GalleryError(f'{path} does not hold signs; rebuild the gallery')
+    problem = _contradiction(index, parameters)
+    if problem:
+        raise GalleryError(f'{path} {problem}; rebuild the gallery')
     return index
+
+
+def _contradiction(index: Any, parameters: dict[str, Any]) -> str:
+    """What an index of the right kind and size has that its parameters deny; empty: nothing."""
+    import faiss
+
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        return 'compares by distance and not by inner product'
+    if stores_signs(parameters) and not sign_index.stores_signs(index):
+        return 'does not hold signs'
+    if parameters['type'] != 'ivf':
+        return ''
+    nlist, nprobe = parameters.get('nlist'), parameters.get('nprobe')
+    if nlist != index.nlist or not isinstance(nprobe, int) or not 1 <= nprobe <= index.nlist:
+        return f'has {index.nlist} clusters, gallery.json says nlist {nlist!r}, nprobe {nprobe!r}'
+    try:
+        # Where each row lies in the clusters, 8 bytes a row: `read_embeddings` needs it.
+        index.make_direct_map()
+        whole = bool((faiss.vector_to_array(index.direct_map.array) >= 0).all())
+    except RuntimeError:
+        whole = False
+    return '' if whole else 'lacks some of the tile numbers'
 
 
 def read_embeddings(index: Any, rows: Int64Array, *, parameters: dict[str, Any]) -> Float32Array:
@@ -147,7 +170,7 @@ def read_embeddings(index: Any, rows: Int64Array, *, parameters: dict[str, Any])
     Of an index of signs these are the signs, scaled.
     """
     if parameters['type'] == 'ivf' and index.direct_map.no():
-        # Where each row lies in the clusters; 8 bytes a row, made when first asked for.
+        # Of an index that was built and not read.
         index.make_direct_map()
     if len(rows) == 0:
         return np.empty((0, int(index.d)), np.float32)

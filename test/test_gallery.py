@@ -237,6 +237,42 @@ def test_an_index_gives_back_what_was_put_into_it(tmp_path, kind):
         np.testing.assert_array_equal(found, rows[row])
 
 
+@pytest.mark.parametrize(('kind', 'packed'), [('flat', True), ('ivf', True), ('ivf', False)])
+def test_an_index_that_compares_by_distance_is_refused(tmp_path, kind, packed):
+    """Its best is what is nearest, with the smallest number: the order would be upside down."""
+    import faiss
+
+    rows = unit(np.random.default_rng(3).standard_normal((300, 16)))
+    parameters = index_parameters(kind, len(rows), packed=packed)
+    index = build_index(rows, parameters)
+    index.metric_type = faiss.METRIC_L2
+    write_index(index, tmp_path / 'index.faiss')
+    with pytest.raises(GalleryError, match='compares by distance and not by inner product'):
+        read_index(tmp_path / 'index.faiss', size=16, tile_count=300, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'first', 'message'),
+    [
+        ({'nlist': 3}, 0, 'has 7 clusters, gallery.json says nlist 3, nprobe 1'),
+        ({'nprobe': 0}, 0, 'nlist 7, nprobe 0; rebuild the gallery'),
+        ({'nprobe': None}, 0, 'nprobe None'),
+        ({}, 5, 'lacks some of the tile numbers; rebuild the gallery'),
+    ],
+)
+def test_clusters_that_contradict_the_manifest_are_refused(tmp_path, changes, first, message):
+    rows = unit(np.random.default_rng(3).standard_normal((300, 16)))
+    parameters = index_parameters('ivf', len(rows))
+    index = build_index(rows, parameters)
+    index.reset()
+    index.add_with_ids(rows, np.arange(first, first + len(rows)))
+    write_index(index, tmp_path / 'index.faiss')
+    with pytest.raises(GalleryError, match=message):
+        read_index(
+            tmp_path / 'index.faiss', size=16, tile_count=300, parameters=parameters | changes
+        )
+
+
 def test_the_embedding_of_a_tile_finds_that_tile(gallery):
     last = gallery.manifest.tile_count - 1
     for tile in (0, last):

@@ -9,6 +9,7 @@ from localizer_scene import LENS, Shot
 
 from bicrossnet_ros.camera import GroundView, rotation_camera_from_world, top_heading_deg
 from bicrossnet_ros.config import CameraConfig
+from bicrossnet_ros.errors import GalleryError
 from bicrossnet_ros.gallery import open_gallery
 from bicrossnet_ros.hypotheses import interpret
 from bicrossnet_ros.patch import FramePyramid
@@ -16,6 +17,7 @@ from bicrossnet_ros.query_patches import MIN_SHARE, Ballot, cut_patches, patch_o
 from bicrossnet_ros.ranking import distinct_places
 from bicrossnet_ros.retrieval import PlaceSearch, look_alikes
 from bicrossnet_ros.tile_grid import NO_TILE, TileGrid, hat
+from bicrossnet_ros.tile_index import build_index
 from bicrossnet_ros.types import Attitude, Frame
 from bicrossnet_ros.voting import Block, vote_at_places, vote_over_block
 
@@ -364,3 +366,18 @@ def test_as_many_look_alikes_as_wanted_are_found_among_closely_spaced_tiles(tmp_
             search = PlaceSearch(one, dense_cells=dense_cells)
             places = look_alikes(search, place, OFFSETS_M, apart_m=24.0, count=16, circle=None)
             assert len(places) == 16
+
+
+@pytest.mark.parametrize('dense_cells', [10**6, 0])
+def test_embeddings_that_are_not_finite_are_named(tmp_path, dense_cells):
+    """They pass where a gallery is opened without verification; they are no lack of map."""
+    path = write_map(tmp_path / 'map.tif', textured(200, 200, seed=8))
+    folder = build_gallery(tmp_path / 'map.gallery', path, tile_px=64, overlap=0.75)
+    with open_gallery(folder) as one:
+        query = one.embeddings(np.array([7]))
+        rows = one.embeddings(np.arange(one.manifest.tile_count))
+        rows[5] = np.nan
+        one._index = build_index(rows, one.manifest.index)
+        ballot = Ballot(np.zeros((1, 2)), np.ones(1), np.zeros(1, np.int64), ((0.0, 90.0),))
+        with pytest.raises(GalleryError, match='that are not finite; rebuild the gallery'):
+            PlaceSearch(one, dense_cells=dense_cells).rank(query, ballot, count=3)
