@@ -45,7 +45,8 @@ def test_it_trains_and_clamps_and_does_not_fly(tmp_path):
     network.clamp_parameters()
     network.set_temperature(0.5)
     state = {'config': config_to_dict(config), 'network': network.state_dict()}
-    save_checkpoint(tmp_path / 'final.pt', {**state, 'classes': ['a', 'b'], 'step': 0})
+    told = {'git_revision': '', 'step': 0, 'epoch': 0, 'figures': {}}
+    save_checkpoint(tmp_path / 'final.pt', {**state, **told, 'classes': ['a', 'b']})
     with pytest.raises(ModelError, match='its backbone is bnext_nano_float'):
         from_checkpoint(tmp_path / 'final.pt', name='twin', record={})
 
