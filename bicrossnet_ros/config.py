@@ -90,10 +90,10 @@ class CameraConfig:
     )
     unknown_headings: int = parameter(12, 'rotations tried when the heading is unknown', 1, 72)
     known_headings: int = parameter(
-        3, 'rotations tried around a known heading, which magnets bend; 1: that alone', 1, 15
+        5, 'rotations tried around a known heading, which magnets bend; 1: that alone', 1, 15
     )
     heading_spread_deg: float = parameter(
-        20.0, 'how far the outermost of those are from the known heading', 0, 90
+        40.0, 'how far the outermost of those are from the known heading', 0, 90
     )
     min_agl_m: float = parameter(5.0, 'lowest height above ground that is believed', 0.1, 1000)
     max_agl_m: float = parameter(

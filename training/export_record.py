@@ -70,6 +70,7 @@ def _recipe(config: TrainConfig) -> str:
             'info_nce',
             'logit_distillation',
             'feature_distillation',
+            'similarity_distillation',
         )
         if (weight := getattr(losses, name)) and ('distillation' not in name or losses.teacher)
     ]
