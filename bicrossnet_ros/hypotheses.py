@@ -92,6 +92,16 @@ class Knowledge:
         )
 
 
+def heading_sigma_deg(knowledge: Knowledge, config: LocalizerConfig) -> float:
+    """1-sigma of the heading that retrieval chose: anything between the ones that were tried."""
+    count = config.camera.known_headings
+    if knowledge.heading_deg is None:
+        step_deg = 360.0 / config.camera.unknown_headings
+    else:
+        step_deg = 2.0 * config.camera.heading_spread_deg / (count - 1) if count > 1 else 0.0
+    return max(step_deg / math.sqrt(12.0), config.integrity.attitude_sigma_deg)
+
+
 def interpret(frame: Frame, config: CameraConfig, *, convergence_deg: float) -> Knowledge:
     """Check a frame and list the hypotheses to try.
 

@@ -35,6 +35,27 @@ def tilt_covariance(height_m: float, tilt_sigma_deg: float) -> FloatArray:
     return np.asarray(sigma_m**2 * np.eye(2), np.float64)
 
 
+def guess_covariance(
+    offset_m: FloatArray, *, heading_sigma_deg: float, height_sigma: float
+) -> FloatArray:
+    """Covariance (2, 2) of camera minus image centre when heading and height were guessed.
+
+    Nothing for a camera that looks straight down; for one that looks ahead, the way from the
+    image centre back to the camera turns with the heading and grows with the height.
+
+    Parameters
+    ----------
+    offset_m : ndarray of shape (2,)
+        Camera minus image centre, (east, north).
+    heading_sigma_deg : float
+    height_sigma : float
+        1-sigma of the height as a share of it.
+    """
+    across = math.radians(heading_sigma_deg) * np.array([-offset_m[1], offset_m[0]])
+    along = height_sigma * offset_m
+    return np.asarray(np.outer(across, across) + np.outer(along, along), np.float64)
+
+
 def disagreement_covariance(
     *, height_m: float, given_m: float, offset_m: FloatArray
 ) -> FloatArray:

@@ -19,8 +19,9 @@ from bicrossnet_ros.errors import BiCrossNetError
 from bicrossnet_ros.estimate import MapFrame, fix, no_fix
 from bicrossnet_ros.gallery import Gallery
 from bicrossnet_ros.geodesy import grid_convergence_deg, to_projected
-from bicrossnet_ros.hypotheses import Hypothesis, Knowledge, interpret
+from bicrossnet_ros.hypotheses import Hypothesis, Knowledge, heading_sigma_deg, interpret
 from bicrossnet_ros.integrity import (
+    guess_covariance,
     lead_over_elsewhere,
     map_sigma_m,
     tile_covariance,
@@ -44,6 +45,9 @@ from bicrossnet_ros.types import (
 # What the numerical libraries raise over sizes and numbers that no check foresaw: one such frame
 # must not end a flight.
 BEYOND_ARITHMETIC = (cv2.error, np.linalg.LinAlgError, MemoryError)
+
+# Heights that are assumed are a factor of about 1.4 apart, and the true one may lie beyond them.
+UNKNOWN_HEIGHT_SIGMA = 0.4
 
 
 class PatchEncoder(Protocol):
@@ -303,9 +307,15 @@ class _Attempt:
             if knowledge.attitude_known
             else integrity.unknown_tilt_deg
         )
+        offset_m = -tried.view.center_m
+        guessed = guess_covariance(
+            offset_m,
+            heading_sigma_deg=heading_sigma_deg(knowledge, self._config),
+            height_sigma=0.0 if knowledge.agl_known else UNKNOWN_HEIGHT_SIGMA,
+        )
         position = Position(
-            camera_m=center - tried.view.center_m,
-            camera_covariance_m2=covariance + tilt_covariance(tried.agl_m, sigma_deg),
+            camera_m=center + offset_m,
+            camera_covariance_m2=covariance + tilt_covariance(tried.agl_m, sigma_deg) + guessed,
             center_m=center,
             center_covariance_m2=covariance,
             agl_m=tried.agl_m if knowledge.agl_known else math.nan,

@@ -444,6 +444,35 @@ def test_without_registration_the_only_place_of_a_map_is_no_lead(ground, tmp_pat
         assert 'no place further than 64 m' in estimate.detail
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_without_registration_a_camera_that_looks_ahead_is_less_certain_where_it_guesses(
+    ground, gallery, known
+):
+    """A wrong heading or height moves the camera around, or from, the ground that it sees."""
+    level = tiles_only(0.0)
+    mount = replace(level.camera, mount_pitch_deg=35.0)
+    shot = Shot(306100.0, 4545500.0, 100.0, 0.0, mount=(0.0, 35.0, 0.0))
+    frame = frame_of(ground, shot)
+    if not known:
+        frame = replace(frame, attitude=Attitude(0.0, 0.0, None), agl_m=None)
+    localizer = Localizer(gallery, ProjectionEncoder(), replace(level, camera=mount))
+    estimate = localizer.localize(frame)
+    offset = np.array([estimate.east_m, estimate.north_m])
+    offset = offset - [estimate.center_east_m, estimate.center_north_m]
+    added = estimate.covariance_m2 - estimate.center_covariance_m2
+    distance_m = float(np.linalg.norm(offset))
+    assert distance_m > 40.0
+    ahead = offset / distance_m
+    side = np.array([-ahead[1], ahead[0]])
+    # Headings are tried every 30 deg; of a known one the compass errs by its sigma at least.
+    turn_m = distance_m * math.radians(6.0 if known else 30.0 / math.sqrt(12.0))
+    height_m = 0.0 if known else 0.4 * distance_m
+    tilt_m2 = float(ahead @ added @ ahead) - height_m**2
+    assert tilt_m2 > 0
+    assert float(side @ added @ side) == pytest.approx(tilt_m2 + turn_m**2)
+    assert float(ahead @ added @ side) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_without_registration_a_low_similarity_is_refused(ground, gallery):
     localizer = Localizer(gallery, ProjectionEncoder(), tiles_only(0.0, 1.0))
     check_no_fix(localizer.localize(frame_of(ground, SHOT)), Reason.LOW_SIMILARITY)
