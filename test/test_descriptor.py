@@ -101,17 +101,25 @@ def test_impossible_projections_are_refused():
 
 
 @pytest.fixture(scope='module')
-def described():
-    """The shipped model with a descriptor, in memory."""
+def bare():
+    """The shipped model without its descriptor, in memory."""
     model = read_model(default_model_path())
-    projection = make_projection(model.metadata.embedding_dim)
-    return Model(model.metadata, {**model.tensors, **projection.tensors()})
+    tensors = {k: v for k, v in model.tensors.items() if k not in (MEAN_NAME, MATRIX_NAME)}
+    return Model(model.metadata, tensors)
 
 
-def test_a_model_file_carries_a_descriptor_and_its_network_is_unchanged(described, tmp_path):
-    path = tmp_path / 'described.safetensors'
+@pytest.fixture(scope='module')
+def described(bare):
+    """The same with another descriptor."""
+    projection = make_projection(bare.metadata.embedding_dim)
+    return Model(bare.metadata, {**bare.tensors, **projection.tensors()})
+
+
+def test_a_model_file_carries_a_descriptor_and_its_network_is_unchanged(bare, described, tmp_path):
+    path, without = tmp_path / 'described.safetensors', tmp_path / 'bare.safetensors'
     write_model(path, described)
-    first, second = open_encoder(default_model_path()), open_encoder(path)
+    write_model(without, bare)
+    first, second = open_encoder(without), open_encoder(path)
     assert first.projection is None
     assert second.model_id != first.model_id
     assert second.projection is not None
@@ -119,7 +127,7 @@ def test_a_model_file_carries_a_descriptor_and_its_network_is_unchanged(describe
     np.testing.assert_array_equal(second.projection.matrix, described.tensors[MATRIX_NAME])
     patches = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
     np.testing.assert_array_equal(first.encode(patches), second.encode(patches))
-    assert path.stat().st_size - default_model_path().stat().st_size < 512 * (2 * SIZE + 4) + 1000
+    assert path.stat().st_size - without.stat().st_size < 512 * (2 * SIZE + 4) + 1000
 
 
 def test_the_onnx_of_a_model_carries_the_descriptor_too(described, tmp_path, monkeypatch):
@@ -193,9 +201,13 @@ def test_a_damaged_descriptor_of_an_onnx_is_refused(described, tmp_path):
         open_encoder(tmp_path / 'a.onnx')
 
 
-def test_a_model_without_a_descriptor_has_no_projection():
+def test_a_model_without_a_descriptor_has_no_projection(bare):
     assert projection_from({}, embedding_dim=4, source='test') is None
-    assert read_model(default_model_path()).projection is None
+    assert bare.projection is None
+
+
+def test_the_shipped_model_has_a_descriptor():
+    assert open_encoder(default_model_path()).projection is not None
 
 
 # --- in the index

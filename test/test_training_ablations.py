@@ -127,7 +127,7 @@ def test_the_shipped_plan_can_be_trained():
         / row.budget
         for row in plan.rows
     }
-    assert set(steps.values()) == {32}
+    assert set(steps.values()) == {64}
     runs = {(_text(configs[row.name]), row.teacher, row.data) for row in plan.rows}
     assert len(runs) == len(plan.rows)
 
