@@ -256,7 +256,7 @@ def test_the_command_measures_and_goes_on(folder, capsys):
     # Another seed makes other queries, so other rows.
     assert main([*command, 'plain', '--seed', '1']) == 0
     rows = json.loads(out.read_text())['rows']
-    assert len(rows) == count + 3
+    assert len(rows) == count + 1
     assert rows[0]['fingerprint'] != results['rows'][0]['fingerprint']
 
 

@@ -70,8 +70,12 @@ def write_front(results: Results, path: Path) -> None:
 
 
 def _panel(axes: Axes, results: Results, table: str, wanted: dict[str, object], key: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.set_xscale('log')
     axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_formatter('')
     axes.grid(color='#e4e4e4', linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_ylim(-3, 103)
