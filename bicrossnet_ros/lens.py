@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from bicrossnet_ros.errors import ImageError
 from bicrossnet_ros.types import FloatArray, Intrinsics
 
+# How densely `one_to_one_radius_px` looks at a lens, and how far beyond the frame's corner.
+RINGS, SPOKES, BEYOND = 96, 72, 1.02
 DISTORTION_LENGTHS = {'plumb_bob': (0, 4, 5), 'rational_polynomial': (0, 8), 'equidistant': (0, 4)}
 
 
@@ -133,6 +137,62 @@ def distorted(intrinsics: Intrinsics, points: FloatArray) -> FloatArray:
             rays, np.zeros(3), np.zeros(3), K, np.asarray(_coefficients(intrinsics))
         )
     return np.asarray(out, np.float64).reshape(-1, 2)
+
+
+def distorted_grid(
+    intrinsics: Intrinsics, ideal_from_grid: FloatArray, size_px: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where the real lens puts the pixels (H, W) of a grid: their columns and rows in the frame.
+
+    Parameters
+    ----------
+    intrinsics : Intrinsics
+    ideal_from_grid : ndarray of shape (3, 3)
+        Homography from the grid's (col, row) to ideal pixels.
+    size_px : (int, int)
+        (H, W).
+    """
+    K = camera_matrix(intrinsics)
+    # OpenCV asks for the way back, from rays to the grid; a rotation is just what is usual there.
+    grid_from_rays = np.linalg.inv(ideal_from_grid) @ K
+    lens = cv2.fisheye if intrinsics.model == 'equidistant' else cv2
+    cols, rows = lens.initUndistortRectifyMap(
+        K, _coefficients(intrinsics), grid_from_rays, np.eye(3), size_px[::-1], cv2.CV_32FC1
+    )
+    return np.asarray(cols, np.float32), np.asarray(rows, np.float32)
+
+
+@lru_cache(maxsize=16)
+def one_to_one_radius_px(intrinsics: Intrinsics) -> float:
+    """Radius of the ideal pixels about the principal point among which the frame's all are.
+
+    A polynomial lens is fitted inside its field. Beyond, it may fold back, and points that the
+    camera cannot see come to lie in the frame. Where it bends the disc of this radius without a
+    fold, and the disc covers the frame, points outside of the disc are not seen.
+
+    Returns
+    -------
+    float
+        0 if the lens folds within the frame's field: then every point needs a look of its own.
+    """
+    right, bottom = intrinsics.width_px - 1.0, intrinsics.height_px - 1.0
+    along = np.linspace(0.0, 1.0, SPOKES)
+    zero, one = np.zeros(SPOKES), np.ones(SPOKES)
+    sides = ((along, zero), (along, one), (zero, along), (one, along))
+    border = np.concatenate([np.stack(side, axis=1) for side in sides]) * [right, bottom]
+    ideal = undistorted(intrinsics, border)
+    if not np.allclose(distorted(intrinsics, ideal), border, atol=0.1):
+        return 0.0
+    middle = np.array([intrinsics.cx_px, intrinsics.cy_px])
+    radius = BEYOND * float(np.linalg.norm(ideal - middle, axis=1).max())
+    angles = np.linspace(0.0, 2 * math.pi, SPOKES + 1)
+    spokes = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    rings = radius * np.linspace(0.0, 1.0, RINGS + 1)[1:]
+    disc = middle + rings[:, None, None] * spokes
+    bent = distorted(intrinsics, disc.reshape(-1, 2)).reshape(disc.shape)
+    outward, around = np.diff(bent, axis=0)[:, :-1], np.diff(bent, axis=1)[:-1]
+    turned = outward[..., 0] * around[..., 1] - outward[..., 1] * around[..., 0]
+    return radius if bool((turned > 0).all()) else 0.0
 
 
 def _coefficients(intrinsics: Intrinsics) -> FloatArray:

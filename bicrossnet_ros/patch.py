@@ -11,8 +11,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from bicrossnet_ros.camera import MAX_RAY_DEG, GroundView, apply, inverse
-from bicrossnet_ros.lens import distorted, has_distortion, undistorted
+from bicrossnet_ros.camera import MAX_RAY_DEG, GroundView, apply
+from bicrossnet_ros.lens import (
+    distorted,
+    distorted_grid,
+    has_distortion,
+    one_to_one_radius_px,
+    undistorted,
+)
 from bicrossnet_ros.types import FloatArray, ImageArray, Intrinsics, MaskArray
 
 
@@ -159,26 +165,50 @@ def _warp_lens(
     scale: FloatArray,
     size_px: tuple[int, int],
 ) -> tuple[ImageArray, MaskArray]:
+    cols, rows = distorted_grid(intrinsics, frame_from_patch, size_px)
+    cols = cols * np.float32(scale[0, 0]) + np.float32(scale[0, 2])
+    rows = rows * np.float32(scale[1, 1]) + np.float32(scale[1, 2])
+    height, width = image.shape[:2]
+    inside = (cols >= 0) & (rows >= 0) & (cols <= width - 1) & (rows <= height - 1)
+    inside &= _before_folds(intrinsics, frame_from_patch, size_px)
+    cols, rows = (np.clip(np.nan_to_num(axis), -1e4, 1e5) for axis in (cols, rows))
+    out = cv2.remap(image, cols, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(out, np.uint8), np.asarray(inside)
+
+
+def _before_folds(
+    intrinsics: Intrinsics, frame_from_patch: FloatArray, size_px: tuple[int, int]
+) -> MaskArray | bool:
+    """Which pixels of a patch the lens does not fold into the frame from outside of its field."""
+    middle = [intrinsics.cx_px, intrinsics.cy_px]
+    radius_px = one_to_one_radius_px(intrinsics)
+    corners = _corners(size_px) @ frame_from_patch.T
+    if (corners[:, 2] > 0).all():
+        off = corners[:, :2] / corners[:, 2:] - middle
+        if (np.linalg.norm(off, axis=1) <= radius_px).all():
+            return True
     rows, cols = np.mgrid[0 : size_px[0], 0 : size_px[1]]
     ideal = apply(frame_from_patch, np.stack([cols.ravel(), rows.ravel()], axis=1))
-    real = apply(scale, distorted(intrinsics, ideal)).reshape(*size_px, 2)
-    height, width = image.shape[:2]
-    inside = np.isfinite(real).all(axis=2) & (real >= 0).all(axis=2)
-    inside &= (real[..., 0] <= width - 1) & (real[..., 1] <= height - 1)
-    # Outside its field a polynomial lens folds back into the frame; count what comes home.
-    back = undistorted(intrinsics, apply(inverse(scale), real[inside]))
-    inside[inside] = np.linalg.norm(back - ideal.reshape(*size_px, 2)[inside], axis=1) < 1.0
-    maps = np.clip(np.nan_to_num(real), -1e4, 1e5).astype(np.float32)
-    out = cv2.remap(image, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(out, np.uint8), np.asarray(inside)
+    if radius_px > 0:
+        near = np.linalg.norm(ideal - middle, axis=1) <= radius_px
+    else:
+        # The lens folds where the frame looks: count what comes home.
+        back = undistorted(intrinsics, distorted(intrinsics, ideal))
+        near = np.linalg.norm(back - ideal, axis=1) < 1.0
+    return np.asarray(near.reshape(size_px))
+
+
+def _corners(size_px: tuple[int, int]) -> FloatArray:
+    """The outer pixels of a patch, (4, 3) as (col, row, 1)."""
+    right, bottom = size_px[1] - 1.0, size_px[0] - 1.0
+    return np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]], np.float64)
 
 
 def _sees_all(
     frame_from_patch: FloatArray, to_ground: FloatArray, size_px: tuple[int, int], limit_m: float
 ) -> bool:
     """Whether all corners lie in front of the camera and near enough; then everything does."""
-    right, bottom = size_px[1] - 1.0, size_px[0] - 1.0
-    corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]], np.float64)
+    corners = _corners(size_px)
     ground = corners @ to_ground[:2].T
     near = (ground**2).sum(axis=1) <= limit_m**2
     return bool((near & (corners @ frame_from_patch[2] > 0)).all())

@@ -28,6 +28,7 @@ from bicrossnet_ros.lens import (
     camera_matrix,
     check_intrinsics,
     distorted,
+    one_to_one_radius_px,
     scaled_intrinsics,
     undistorted,
 )
@@ -40,6 +41,8 @@ RATIONAL = replace(
     LENS, distortion=(0.3, -0.1, 0.001, 0.001, 0.02, 0.5, -0.05, 0.01), model='rational_polynomial'
 )
 FISHEYE = replace(LENS, distortion=(0.02, -0.01, 0.002, 0.0), model='equidistant')
+FOLDS_BEYOND = replace(LENS, distortion=(-0.22, 0.0, 0.002, -0.001))
+FOLDS_INSIDE = replace(LENS, distortion=(-1.2, 0.0, 0.0, 0.0))
 LENSES = (LENS, PLUMB, TANGENTIAL, RATIONAL, FISHEYE)
 NAMES = ('ideal', 'plumb_bob', 'tangential', 'rational', 'equidistant')
 
@@ -95,6 +98,36 @@ def test_no_points_are_no_error():
     for lens in LENSES:
         assert distorted(lens, np.zeros((0, 2))).shape == (0, 2)
         assert undistorted(lens, np.zeros((0, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize('lens', LENSES, ids=NAMES)
+def test_one_to_one_radius_reaches_the_farthest_corner(lens):
+    off = np.linalg.norm(undistorted(lens, corners(lens)) - [lens.cx_px, lens.cy_px], axis=1)
+    assert off.max() < one_to_one_radius_px(lens) < 1.05 * off.max()
+
+
+def test_a_lens_that_folds_in_the_frame_has_no_one_to_one_radius():
+    assert one_to_one_radius_px(FOLDS_BEYOND) > 0
+    assert one_to_one_radius_px(FOLDS_INSIDE) == 0
+
+
+@pytest.mark.parametrize(
+    'lens',
+    [*LENSES[1:], FOLDS_BEYOND, FOLDS_INSIDE],
+    ids=(*NAMES[1:], 'folds_beyond', 'folds_inside'),
+)
+def test_a_patch_shows_what_comes_home_through_the_lens(lens):
+    shot = Shot(0.0, 0.0, 100.0, heading_deg=40.0, pitch_deg=-6.0, roll_deg=8.0, lens=lens)
+    view = view_of(shot)
+    image = np.full((lens.height_px, lens.width_px, 3), 128, np.uint8)
+    patch = ground_patch(FramePyramid(image), view, size_px=(560, 560), gsd_m=0.4)
+    rows, cols = np.mgrid[0:560, 0:560]
+    ideal = apply(patch.frame_from_patch, np.stack([cols.ravel(), rows.ravel()], axis=1))
+    real = distorted(lens, ideal)
+    seen = ((real >= 0) & (real <= [lens.width_px - 1, lens.height_px - 1])).all(axis=1)
+    seen[seen] = np.linalg.norm(undistorted(lens, real[seen]) - ideal[seen], axis=1) < 1.0
+    assert patch.mask.mean() > 0.1
+    assert np.array_equal(patch.mask, seen.reshape(560, 560))
 
 
 @given(st.integers(1, 5))
