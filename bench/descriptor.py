@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.descriptor import HOW_TO_FIT, Projection, signs
 from bicrossnet_ros.encoder import Encoder, open_encoder
 from bicrossnet_ros.errors import BiCrossNetError, ModelError
@@ -42,6 +41,7 @@ from bicrossnet_ros.tile_index import build_index, index_parameters
 from training.checkpoint import git_revision
 from training.data.view_config import ViewConfig
 from training.descriptor_task import RANKS, embed_pairs, recalls, scenes_of
+from training.flight_retrieval import config_for
 from training.splits import TEST
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def _gallery_rows(
     gallery: Gallery, encoder: Encoder, flight_folder: Path, retrieval: str
 ) -> Iterator[dict]:
     remembering = Remembering(encoder)
-    config = _config(retrieval)
+    config = config_for(retrieval)
+    config = replace(config, registration=replace(config.registration, enabled=False))
     for heading in HEADINGS:
         for kind in KINDS:
             with compressed(gallery, encoder.projection, kind) as asked:
@@ -156,18 +157,6 @@ def compressed(gallery: Gallery, projection: Projection | None, kind: str) -> Ga
     raster = GeoPackage.open(gallery.path / MAP_NAME, grid=manifest.grid, crs=manifest.crs)
     index = build_index(rows, parameters)
     return Gallery(gallery.path, manifest, raster, index, projection=projection)
-
-
-def _config(retrieval: str) -> LocalizerConfig:
-    config = LocalizerConfig()
-    config = replace(config, registration=replace(config.registration, enabled=False))
-    if retrieval == 'vote':
-        return config
-    return replace(
-        config,
-        retrieval=replace(config.retrieval, patches=1),
-        camera=replace(config.camera, known_headings=1, unknown_headings=12),
-    )
 
 
 def _recall(localizer: Localizer, flight_folder: Path, heading: str) -> dict[str, float]:
