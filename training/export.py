@@ -113,7 +113,7 @@ def _packed(checkpoint: Trained, path: Path, *, name: str) -> Model:
         sizes = ', '.join(f'bnext_{size}' for size in CHANNELS)
         raise ModelError(
             f'{path}: its backbone is {config.model.name}, but a model file holds a BNext '
-            f'({sizes}); of the others only efficientnet_lite0 and convnext fly, as .onnx'
+            f'({sizes}); of the others only efficientnet_lite0, _lite2 and convnext fly, as .onnx'
         )
     input_px = config.model.input_px
     return make_model(backbone, name=name, input_px=input_px, training=checkpoint.training)

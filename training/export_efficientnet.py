@@ -28,7 +28,14 @@ from onnx import TensorProto, helper, numpy_helper
 from bicrossnet_ros.engine.model_file import METADATA_KEY, ModelMetadata
 from bicrossnet_ros.errors import BiCrossNetError
 from bicrossnet_ros.preprocess import Preprocessing
-from training.models.efficientnet import GEM_POWER, MEAN, NORM_EPSILON, STAGES, STD, weights_path
+from training.models.efficientnet import (
+    GEM_POWER,
+    MEAN,
+    NORM_EPSILON,
+    STD,
+    stages_of,
+    weights_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,15 +103,16 @@ class _Graph:
 
 
 def build_efficientnet_onnx(
-    tensors: Mapping[str, NDArray[Any]], *, input_px: int = INPUT_PX
+    tensors: Mapping[str, NDArray[Any]], *, kind: str = 'lite0', input_px: int = INPUT_PX
 ) -> onnx.ModelProto:
-    """Write EfficientNet-Lite0 with GeM pooling as ONNX, without metadata.
+    """Write EfficientNet-Lite with GeM pooling as ONNX, without metadata.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray
         The state dictionary of the package's checkpoint, or of
-        `training.models.efficientnet.EfficientNetLite0`.
+        `training.models.efficientnet.EfficientNetLite`.
+    kind : {'lite0', 'lite2'}
     input_px : int
         Side S of the input.
 
@@ -116,7 +124,7 @@ def build_efficientnet_onnx(
     graph = _Graph(tensors)
     x = graph.conv('input', '_conv_stem', '_bn0', stride=2)
     number = 0
-    for _, first_stride, _, _, repeats in STAGES:
+    for _, first_stride, _, _, repeats in stages_of(kind):
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
             x = graph.block(x, f'_blocks.{number}', stride=stride, shortcut=repeat > 0)
@@ -127,7 +135,7 @@ def build_efficientnet_onnx(
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
-            'efficientnet_lite0_gem',
+            f'efficientnet_{kind}_gem',
             [helper.make_tensor_value_info('input', TensorProto.FLOAT, shape_in)],
             [helper.make_tensor_value_info('embedding', TensorProto.FLOAT, shape_out)],
             graph.initializers,

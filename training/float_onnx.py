@@ -17,7 +17,7 @@ from training.convnext_onnx import build_convnext
 from training.embedding import embed
 from training.export_efficientnet import build_efficientnet_onnx, preprocessing
 from training.models.convnext import ConvNeXt
-from training.models.efficientnet import EfficientNetLite0
+from training.models.efficientnet import EfficientNetLite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ LEAST_COSINE = 0.9999
 
 def is_float_backbone(backbone: Backbone) -> bool:
     """Whether a backbone is one of those that `build_float_onnx` can write."""
-    return isinstance(backbone, EfficientNetLite0 | ConvNeXt)
+    return isinstance(backbone, EfficientNetLite | ConvNeXt)
 
 
 def build_float_onnx(
@@ -41,7 +41,7 @@ def build_float_onnx(
 
     Parameters
     ----------
-    backbone : EfficientNetLite0 or ConvNeXt
+    backbone : EfficientNetLite or ConvNeXt
     name : str
         Name of the model, for people.
     architecture : str
@@ -56,9 +56,9 @@ def build_float_onnx(
     onnx.ModelProto
         Input float32 (N, 3, S, S), output float32 (N, D), not normalised, with metadata.
     """
-    if isinstance(backbone, EfficientNetLite0):
+    if isinstance(backbone, EfficientNetLite):
         tensors = {key: value.cpu().numpy() for key, value in backbone.state_dict().items()}
-        proto = build_efficientnet_onnx(tensors, input_px=input_px)
+        proto = build_efficientnet_onnx(tensors, kind=backbone.kind, input_px=input_px)
         prepared = preprocessing(input_px)
     else:
         assert isinstance(backbone, ConvNeXt), 'see is_float_backbone'

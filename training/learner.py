@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from training.distributed import Team
 
 # As model.pretrained: the weights that the Python package of the backbone carries.
-IMAGENET, EFFICIENTNET = 'imagenet', 'efficientnet_lite0'
+IMAGENET, EFFICIENTNET = 'imagenet', 'efficientnet_'
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -275,8 +275,8 @@ class Learner:
 
 
 def _pretrained_file(model: ModelConfig) -> Path:
-    if model.pretrained == IMAGENET and model.name == EFFICIENTNET:
-        return weights_path()
+    if model.pretrained == IMAGENET and model.name.startswith(EFFICIENTNET):
+        return weights_path(model.name.removeprefix(EFFICIENTNET))
     return existing_file(model.pretrained, 'model.pretrained')
 
 

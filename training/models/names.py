@@ -9,6 +9,7 @@ BACKBONES = (
     'resnet34_xnor',
     'resnet34_recu',
     'efficientnet_lite0',
+    'efficientnet_lite2',
     'convnext_femto',
     'convnext_tiny',
 )

@@ -12,7 +12,7 @@ from training.models.backbone import Backbone
 from training.models.bnext import make_bnext
 from training.models.branches import MultipleClassifierBranch
 from training.models.convnext import make_convnext
-from training.models.efficientnet import EfficientNetLite0
+from training.models.efficientnet import EfficientNetLite
 from training.models.names import BACKBONES
 from training.models.resnet import make_resnet
 
@@ -109,7 +109,7 @@ def make_backbone(name: str) -> Backbone:
         case 'resnet34':
             return make_resnet(kind)
         case 'efficientnet':
-            return EfficientNetLite0()
+            return EfficientNetLite(kind)
         case _:
             return make_convnext(kind)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from training.models.backbone import Backbone
 from training.models.bnext import BNext
 from training.models.convnext import ConvNeXt
-from training.models.efficientnet import EfficientNetLite0
+from training.models.efficientnet import EfficientNetLite
 from training.models.resnet import BinaryResNet
 
 # Prefixes of wrappers, taken off wherever they stand first: data-parallel training, compilation,
@@ -54,7 +54,7 @@ _CONVNEXT: Rules = (
 _CLASSIFIERS: dict[type[Backbone], str] = {
     BNext: r'^(fc|classifier)\.',
     ConvNeXt: r'^head\.(?!norm\.)',
-    EfficientNetLite0: r'^_fc\.',
+    EfficientNetLite: r'^_fc\.',
     BinaryResNet: r'^(fc\.|bn2\.)',
 }
 _HEADS = r'^(branches|classifier1|classifier_mcb\d+|tri_layer)\.'
