@@ -178,11 +178,13 @@ def test_the_default_models_go_on_from_each_other():
     assert before == {
         'default': set(),
         'default_teacher': set(),
+        'default_bound': set(),
         'default_convnext': set(),
         'default_nano_start': set(),
         'default_nano': {'runs/default_nano_start/final.pt'},
         'default_nano_heading_free': {'runs/default_nano/final.pt'},
-        'default_tiny': {'runs/default_nano/final.pt'},
+        'default_nano_finish': {'runs/default_nano/final.pt'},
+        'default_tiny': {'runs/default_nano_finish/final.pt'},
         'default_tiny_heading_free': {'runs/default_nano_heading_free/final.pt'},
     }
 
