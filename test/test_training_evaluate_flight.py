@@ -9,6 +9,7 @@ import pytest
 from gallery_fixtures import ProjectionEncoder, build_gallery, write_map
 from localizer_scene import CRS, GSD_M, NORTH_M, WEST_M, Shot, ground_texture, render
 
+from bicrossnet_ros.config import LocalizerConfig
 from bicrossnet_ros.encoder import default_model_path, open_encoder
 from bicrossnet_ros.errors import ConfigError, MapError
 from bicrossnet_ros.fix_record import FixRecord
@@ -307,6 +308,12 @@ def test_single_is_one_patch_and_one_heading():
     assert single.camera.known_headings == 1
     assert vote.retrieval.patches > 1
     assert vote.retrieval.candidates == 77
+
+
+def test_a_calibrated_compass_narrows_the_headings():
+    known, worse = (config_for('vote', heading=name) for name in ('truth15', 'autopilot'))
+    assert known.camera.heading_spread_deg == 20
+    assert worse == LocalizerConfig()
 
 
 def test_the_plan_has_every_row_once_and_lean_models_few():

@@ -19,19 +19,29 @@ from training.flight_conditions import HEADINGS
 from training.flight_gallery import FlightEncoder
 from training.progress import counted
 
+# What docs/retrieval.md advises for a compass that errs by no more than 15 degrees.
+CALIBRATED_SPREAD_DEG = 20.0
 
-def config_for(retrieval: str, *, candidates: int = 20) -> LocalizerConfig:
+
+def config_for(
+    retrieval: str, *, heading: str = 'autopilot', candidates: int = 20
+) -> LocalizerConfig:
     """The product's configuration, or the paper's: one patch a frame, one heading if it is known.
 
     Parameters
     ----------
     retrieval : {'vote', 'single'}
+    heading : str
+        One of `HEADINGS`: who knows the heading to 15 degrees sets the product so.
     candidates : int
         Tiles listed.
     """
     config = LocalizerConfig()
     config = replace(config, retrieval=replace(config.retrieval, candidates=candidates))
     if retrieval == 'vote':
+        if heading == 'truth15':
+            camera = replace(config.camera, heading_spread_deg=CALIBRATED_SPREAD_DEG)
+            return replace(config, camera=camera)
         return config
     return replace(
         config,

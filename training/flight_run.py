@@ -168,7 +168,7 @@ class _Run:
             with_heading(flight, job.heading, seed=self._options.seed),
             gallery,
             self._shop.encoder(job.model),
-            config_for(job.searched),
+            config_for(job.searched, heading=job.heading),
             heading=job.heading,
             registration=job.retrieval == PIPELINE,
             label=label,
@@ -190,7 +190,7 @@ class _Run:
         return fingerprint_of(
             model=None if job.retrieval == ALONE else self._shop.encoder(job.model).model_id,
             tiles=[part.fingerprint for part in tiles],
-            config=plain_values(config_for(job.searched)),
+            config=plain_values(config_for(job.searched, heading=job.heading)),
             condition=[condition.name, condition.kinds, condition.strength],
             changes=_world_code() if condition.kinds else '',
             heading=job.heading,
