@@ -22,6 +22,7 @@ NAMES = {
     'untrained': 'nano, untrained',
     'efficientnet_zero_shot': 'EfficientNet-Lite0 GeM, ImageNet weights',
     'efficientnet': 'EfficientNet-Lite0, fine-tuned',
+    'bound': 'EfficientNet-Lite2, fine-tuned',
     'convnext': 'ConvNeXt-tiny, fine-tuned',
 }
 TOGETHER = {
