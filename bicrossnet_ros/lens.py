@@ -164,16 +164,17 @@ def distorted_grid(
 
 @lru_cache(maxsize=16)
 def one_to_one_radius_px(intrinsics: Intrinsics) -> float:
-    """Radius of the ideal pixels about the principal point among which the frame's all are.
+    """Radius about the principal point of a disc of ideal pixels that holds all the frame sees.
 
     A polynomial lens is fitted inside its field. Beyond, it may fold back, and points that the
-    camera cannot see come to lie in the frame. Where it bends the disc of this radius without a
-    fold, and the disc covers the frame, points outside of the disc are not seen.
+    camera cannot see come to lie in the frame. Where the lens bends the disc without a fold,
+    points outside of it are not seen, and those inside are wherever it puts them.
 
     Returns
     -------
     float
-        0 if the lens folds within the frame's field: then every point needs a look of its own.
+        0 if there is no such disc, or none is found: the lens folds in it, the frame sees beyond
+        90 degrees, or its border does not come home. Then every point needs a look of its own.
     """
     right, bottom = intrinsics.width_px - 1.0, intrinsics.height_px - 1.0
     along = np.linspace(0.0, 1.0, SPOKES)
@@ -187,7 +188,9 @@ def one_to_one_radius_px(intrinsics: Intrinsics) -> float:
     radius = BEYOND * float(np.linalg.norm(ideal - middle, axis=1).max())
     angles = np.linspace(0.0, 2 * math.pi, SPOKES + 1)
     spokes = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    rings = radius * np.linspace(0.0, 1.0, RINGS + 1)[1:]
+    # Evenly by the angle of the ray: a fisheye folds near its middle, if it does.
+    focal = min(intrinsics.fx_px, intrinsics.fy_px)
+    rings = focal * np.tan(np.linspace(0.0, math.atan(radius / focal), RINGS + 1)[1:])
     disc = middle + rings[:, None, None] * spokes
     bent = distorted(intrinsics, disc.reshape(-1, 2)).reshape(disc.shape)
     outward, around = np.diff(bent, axis=0)[:, :-1], np.diff(bent, axis=1)[:-1]

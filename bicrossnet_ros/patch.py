@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from bicrossnet_ros.camera import MAX_RAY_DEG, GroundView, apply
 from bicrossnet_ros.lens import (
-    distorted,
     distorted_grid,
     has_distortion,
     one_to_one_radius_px,
@@ -166,36 +166,41 @@ def _warp_lens(
     size_px: tuple[int, int],
 ) -> tuple[ImageArray, MaskArray]:
     cols, rows = distorted_grid(intrinsics, frame_from_patch, size_px)
+    right, bottom = intrinsics.width_px - 0.5, intrinsics.height_px - 0.5
+    inside = (cols > -0.5) & (rows > -0.5) & (cols < right) & (rows < bottom)
+    _leave_out_folds(inside, cols, rows, intrinsics, frame_from_patch)
     cols = cols * np.float32(scale[0, 0]) + np.float32(scale[0, 2])
     rows = rows * np.float32(scale[1, 1]) + np.float32(scale[1, 2])
     height, width = image.shape[:2]
-    inside = (cols >= 0) & (rows >= 0) & (cols <= width - 1) & (rows <= height - 1)
-    inside &= _before_folds(intrinsics, frame_from_patch, size_px)
+    inside &= (cols >= 0) & (rows >= 0) & (cols <= width - 1) & (rows <= height - 1)
     cols, rows = (np.clip(np.nan_to_num(axis), -1e4, 1e5) for axis in (cols, rows))
     out = cv2.remap(image, cols, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(out, np.uint8), np.asarray(inside)
 
 
-def _before_folds(
-    intrinsics: Intrinsics, frame_from_patch: FloatArray, size_px: tuple[int, int]
-) -> MaskArray | bool:
-    """Which pixels of a patch the lens does not fold into the frame from outside of its field."""
+def _leave_out_folds(
+    inside: MaskArray,
+    cols: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    intrinsics: Intrinsics,
+    frame_from_patch: FloatArray,
+) -> None:
+    """Take from a mask the pixels that the lens folds into the frame from outside of its field."""
     middle = [intrinsics.cx_px, intrinsics.cy_px]
     radius_px = one_to_one_radius_px(intrinsics)
-    corners = _corners(size_px) @ frame_from_patch.T
+    corners = _corners((inside.shape[0], inside.shape[1])) @ frame_from_patch.T
     if (corners[:, 2] > 0).all():
         off = corners[:, :2] / corners[:, 2:] - middle
         if (np.linalg.norm(off, axis=1) <= radius_px).all():
-            return True
-    rows, cols = np.mgrid[0 : size_px[0], 0 : size_px[1]]
-    ideal = apply(frame_from_patch, np.stack([cols.ravel(), rows.ravel()], axis=1))
+            return
+    row, col = np.nonzero(inside)
+    ideal = apply(frame_from_patch, np.stack([col, row], axis=1))
     if radius_px > 0:
-        near = np.linalg.norm(ideal - middle, axis=1) <= radius_px
+        inside[inside] = np.linalg.norm(ideal - middle, axis=1) <= radius_px
     else:
-        # The lens folds where the frame looks: count what comes home.
-        back = undistorted(intrinsics, distorted(intrinsics, ideal))
-        near = np.linalg.norm(back - ideal, axis=1) < 1.0
-    return np.asarray(near.reshape(size_px))
+        real = np.stack([cols[inside], rows[inside]], axis=1).astype(np.float64)
+        back = undistorted(intrinsics, real)
+        inside[inside] = np.linalg.norm(back - ideal, axis=1) < 1.0
 
 
 def _corners(size_px: tuple[int, int]) -> FloatArray:

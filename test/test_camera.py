@@ -33,7 +33,7 @@ from bicrossnet_ros.lens import (
     undistorted,
 )
 from bicrossnet_ros.patch import FramePyramid, ground_patch
-from bicrossnet_ros.types import Attitude
+from bicrossnet_ros.types import Attitude, Intrinsics
 
 PLUMB = replace(LENS, distortion=(-0.21, 0.06, 0.0, 0.0, 0.0))
 TANGENTIAL = replace(LENS, distortion=(-0.2, 0.05, 0.002, -0.001, 0.01))
@@ -43,6 +43,12 @@ RATIONAL = replace(
 FISHEYE = replace(LENS, distortion=(0.02, -0.01, 0.002, 0.0), model='equidistant')
 FOLDS_BEYOND = replace(LENS, distortion=(-0.22, 0.0, 0.002, -0.001))
 FOLDS_INSIDE = replace(LENS, distortion=(-1.2, 0.0, 0.0, 0.0))
+WIDER_THAN_90 = replace(LENS, fx_px=95.0, fy_px=95.0, model='equidistant')
+OFF_MIDDLE = replace(PLUMB, cx_px=40.0, cy_px=210.0)
+# Folds from 31 degrees on, and comes back in time for the corners at 89.
+FOLDS_NEAR_THE_MIDDLE = Intrinsics(
+    640, 480, 267.68, 267.68, 319.5, 239.5, (-2.29204, 2.79543, -1.09953, 0.13759), 'equidistant'
+)
 LENSES = (LENS, PLUMB, TANGENTIAL, RATIONAL, FISHEYE)
 NAMES = ('ideal', 'plumb_bob', 'tangential', 'rational', 'equidistant')
 
@@ -109,18 +115,19 @@ def test_one_to_one_radius_reaches_the_farthest_corner(lens):
 def test_a_lens_that_folds_in_the_frame_has_no_one_to_one_radius():
     assert one_to_one_radius_px(FOLDS_BEYOND) > 0
     assert one_to_one_radius_px(FOLDS_INSIDE) == 0
+    assert one_to_one_radius_px(FOLDS_NEAR_THE_MIDDLE) == 0
 
 
 @pytest.mark.parametrize(
     'lens',
-    [*LENSES[1:], FOLDS_BEYOND, FOLDS_INSIDE],
-    ids=(*NAMES[1:], 'folds_beyond', 'folds_inside'),
+    [*LENSES[1:], FOLDS_BEYOND, FOLDS_INSIDE, WIDER_THAN_90, OFF_MIDDLE],
+    ids=(*NAMES[1:], 'folds_beyond', 'folds_inside', 'wider_than_90', 'off_middle'),
 )
 def test_a_patch_shows_what_comes_home_through_the_lens(lens):
     shot = Shot(0.0, 0.0, 100.0, heading_deg=40.0, pitch_deg=-6.0, roll_deg=8.0, lens=lens)
     view = view_of(shot)
     image = np.full((lens.height_px, lens.width_px, 3), 128, np.uint8)
-    patch = ground_patch(FramePyramid(image), view, size_px=(560, 560), gsd_m=0.4)
+    patch = ground_patch(FramePyramid(image), view, size_px=(560, 560), gsd_m=min(view.gsd_m, 0.4))
     rows, cols = np.mgrid[0:560, 0:560]
     ideal = apply(patch.frame_from_patch, np.stack([cols.ravel(), rows.ravel()], axis=1))
     real = distorted(lens, ideal)

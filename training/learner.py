@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from training.distributed import Team
 
 # As model.pretrained: the weights that the Python package of the backbone carries.
-IMAGENET, EFFICIENTNET = 'imagenet', 'efficientnet_'
+IMAGENET = 'imagenet'
+EFFICIENTNET_PREFIX = 'efficientnet_'
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -275,8 +276,8 @@ class Learner:
 
 
 def _pretrained_file(model: ModelConfig) -> Path:
-    if model.pretrained == IMAGENET and model.name.startswith(EFFICIENTNET):
-        return weights_path(model.name.removeprefix(EFFICIENTNET))
+    if model.pretrained == IMAGENET and model.name.startswith(EFFICIENTNET_PREFIX):
+        return weights_path(model.name.removeprefix(EFFICIENTNET_PREFIX))
     return existing_file(model.pretrained, 'model.pretrained')
 
 
