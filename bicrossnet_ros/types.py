@@ -78,6 +78,10 @@ class Intrinsics:
     distortion: tuple[float, ...] = ()
     model: str = 'plumb_bob'
 
+    def __post_init__(self) -> None:
+        # A list or an array would do, but for what is remembered of a lens.
+        object.__setattr__(self, 'distortion', tuple(self.distortion))
+
 
 @dataclass(frozen=True)
 class Attitude:

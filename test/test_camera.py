@@ -112,6 +112,11 @@ def test_one_to_one_radius_reaches_the_farthest_corner(lens):
     assert off.max() < one_to_one_radius_px(lens) < 1.05 * off.max()
 
 
+def test_coefficients_may_be_a_list():
+    listed = replace(TANGENTIAL, distortion=list(TANGENTIAL.distortion))
+    assert one_to_one_radius_px(listed) == one_to_one_radius_px(TANGENTIAL)
+
+
 def test_a_lens_that_folds_in_the_frame_has_no_one_to_one_radius():
     assert one_to_one_radius_px(FOLDS_BEYOND) > 0
     assert one_to_one_radius_px(FOLDS_INSIDE) == 0

